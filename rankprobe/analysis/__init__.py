@@ -1,0 +1,1 @@
+"""What a pair of weights or a run says about rank, as DataFrames."""

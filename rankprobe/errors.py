@@ -1,0 +1,34 @@
+"""What can go wrong, in one clear line each.
+
+A message reads ``<what> must <rule>. Got <value>. <next step>.``; :func:`must` writes it. Library code raises
+these; only ``rankprobe.cli`` turns them into an exit code.
+"""
+
+from __future__ import annotations
+
+
+class RankprobeError(Exception):
+    """Base of every error a user can cause; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(RankprobeError, ValueError):
+    """Something that was asked for cannot be: a wrong name, value, file or folder (exit code 2)."""
+
+    exit_code = 2
+
+
+class WorkError(RankprobeError, RuntimeError):
+    """Work that was asked for rightly and failed: a full disk, diverged training, no network (exit code 1)."""
+
+
+def must(what: str, rule: str, got: object, next_step: str) -> str:
+    """One line that says what is wrong, the value, and what to do.
+
+    Examples
+    --------
+    >>> must("r", "be at least 1", 0, "Pass --r 1 or more")
+    'r must be at least 1. Got 0. Pass --r 1 or more.'
+    """
+    return f"{what} must {rule}. Got {got}. {next_step}."

@@ -1,0 +1,1 @@
+"""Studies, runs and sweeps: what to train, crash-safe."""

@@ -1,0 +1,1 @@
+"""Numbers on bare tensors; knows no model."""

@@ -1,0 +1,1 @@
+"""What is trained: everything, the head, or LoRA factors."""

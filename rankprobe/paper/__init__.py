@@ -1,0 +1,1 @@
+"""The LoRA paper's published numbers, and which study answers which claim."""

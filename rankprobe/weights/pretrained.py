@@ -1,0 +1,164 @@
+"""A pretrained model as a float32 classifier: fresh head from a seed, tokenizer with padding, no foreign code."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rankprobe.errors import UsageError, must
+from rankprobe.weights.source import VOCABULARY_FILES, ModelSource, find_model, one_line, tokenizer_files, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["ModelSource", "find_model", "load_classifier"]
+
+
+def load_classifier(
+    source: ModelSource, num_labels: int, *, seed: int, problem: str = "classification"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Load a model with a classification or regression head, in float32 on the CPU.
+
+    The head comes from the checkpoint where it has one of the right shape, and is drawn from ``seed`` where not.
+    The global random state is left as it was. No code that came with the model is run.
+
+    Parameters
+    ----------
+    source : ModelSource
+    num_labels : int
+        At least 2; for regression 1.
+    seed : int
+        Of the parameters that the checkpoint lacks.
+    problem : str
+        ``"classification"`` or ``"regression"``.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        float32, in evaluation mode, with scaled-dot-product attention where the architecture has it.
+    tokenizer : PreTrainedTokenizerBase
+        With a pad token (the end-of-text token where the model has no other) and padding on the right.
+    missing : list of str
+        Names of the parameters drawn from ``seed``, sorted.
+
+    Raises
+    ------
+    UsageError
+        If the architecture has no sequence-classification head, the weights cannot be read or belong to another
+        architecture, or the tokenizer is missing or does not fit.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    if problem not in ("classification", "regression"):
+        raise UsageError(must("problem", "be classification or regression", problem, "Pass one of the two"))
+    if num_labels != 1 if problem == "regression" else num_labels < 2:
+        rule = "be 1 for regression and 2 or more for classification"
+        raise UsageError(must("num_labels", rule, num_labels, "Check the task's label column"))
+    with _quiet_transformers():
+        config, model_class = _classifier_config(source, num_labels, problem)
+        tokenizer = _load_tokenizer(source)
+        # fork_rng without devices: the model is built on the CPU, and asking for CUDA's state would start CUDA.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source.path,
+                    config=config,
+                    dtype=torch.float32,
+                    attn_implementation="sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager",
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    use_safetensors=weight_files(source.path)[0].suffix == ".safetensors",
+                    weights_only=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                )
+            except _unreadable_errors() as error:
+                got = f"{one_line(error)} in {source.path}"
+                raise UsageError(must("The model's weights", "be readable", got, "Fetch the model again")) from error
+    missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    _refuse_missing_body(model, missing, source)
+    _settle_padding(model, tokenizer, source)
+    return model.eval(), tokenizer, missing
+
+
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the load report and bars: what was missing is returned, and a new head is what was asked for."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _classifier_config(source: ModelSource, num_labels: int, problem: str) -> tuple[PretrainedConfig, type]:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            source.path,
+            num_labels=num_labels,
+            problem_type="regression" if problem == "regression" else "single_label_classification",
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+        model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        rule = "be one that this transformers has a sequence-classification head for"
+        got = f"{source.architecture!r} in {source.path}"
+        raise UsageError(must("The model's architecture", rule, got, "Pass an encoder or decoder such as BERT")) from error
+    return config, model_class
+
+
+def _load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    # Asked first: without files transformers 5 builds a tokenizer with an empty vocabulary and says nothing.
+    if not tokenizer_files(source.path):
+        got = f"{source.path} with none of {', '.join(VOCABULARY_FILES)}"
+        raise UsageError(must("A model's folder", "hold its tokenizer", got, "Put the model's tokenizer files there"))
+    try:
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on a file that it cannot parse
+        got = f"{one_line(error)} in {source.path}"
+        raise UsageError(must("The model's tokenizer", "be readable", got, "Fetch the model again")) from error
+
+
+def _unreadable_errors() -> tuple[type[Exception], ...]:
+    from safetensors import SafetensorError
+
+    return (SafetensorError, OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError)
+
+
+def _refuse_missing_body(model: PreTrainedModel, missing: list[str], source: ModelSource) -> None:
+    """A head, or a pooler that the checkpoint was trained without, may be new; embeddings and blocks may not."""
+    body = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
+    if body:
+        got = f"{len(body)} missing or of another shape, such as {body[0]}, in {source.path}"
+        next_step = "Check that config.json belongs to these weights"
+        raise UsageError(must("The model's weights", "cover its embeddings and blocks", got, next_step))
+
+
+def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> None:
+    """Give decoders a pad token; models read texts padded on the right, whatever their tokenizer's habit."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            got = f"{source.path} with neither a pad nor an end-of-text token"
+            raise UsageError(must("The tokenizer", "have a pad token", got, "Add one to tokenizer_config.json"))
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        got = f"{len(tokenizer)} tokens for {rows} embeddings in {source.path}"
+        raise UsageError(must("The tokenizer", "fit the model's embeddings", got, "Pass the tokenizer it was trained with"))

@@ -1,0 +1,34 @@
+"""Peak memory of a stretch of work."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+
+def reset_peak(device: str) -> None:
+    """Start measuring: the peak so far is forgotten, where the system can (Linux, CUDA)."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:  # containers may forbid it; the figure is then the process's peak so far
+            pass
+
+
+def peak_bytes(device: str) -> int:
+    """Peak since :func:`reset_peak`, in bytes: of CUDA's allocator, else of the process's resident memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,186 @@
+"""The one training loop, for every method: AdamW, linear warmup and decay, clipping, batches of like length."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from rankprobe.errors import UsageError, must
+from rankprobe.training.batches import collate, epoch_batches
+from rankprobe.training.memory import peak_bytes, reset_peak
+from rankprobe.training.precision import autocast
+
+# Diverged: the smoothed loss stays this many times above where it began. Real training crosses it only when lost.
+_BLOWN_UP = 5.0
+_SMOOTHING_STEPS = 20
+
+
+@dataclass
+class TrainResult:
+    """How training went.
+
+    Attributes
+    ----------
+    status : str
+        ``"ok"`` or ``"diverged"``.
+    error : str or None
+        What diverged, and where.
+    history : list of dict
+        One a step: step, epoch, loss (nats), lr, grad_norm (before clipping).
+    train_time_s : float
+    tokens : int
+        Without padding.
+    peak_memory_bytes : int
+    """
+
+    status: str = "ok"
+    error: str | None = None
+    history: list[dict] = field(default_factory=list)
+    train_time_s: float = 0.0
+    tokens: int = 0
+    peak_memory_bytes: int = 0
+
+
+def total_steps(rows: int, batch_size: int, epochs: int) -> int:
+    """Optimiser steps of a whole training.
+
+    >>> total_steps(100, 32, 2)
+    8
+    """
+    return math.ceil(rows / batch_size) * epochs
+
+
+def lr_factor(step: int, total: int, warmup_ratio: float) -> float:
+    """Share of the peak learning rate at a step (from 0): linear up over the warmup, then linear down to 0.
+
+    >>> [round(lr_factor(s, 10, 0.2), 3) for s in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.125]
+    """
+    warmup = max(1, round(total * warmup_ratio)) if warmup_ratio else 0
+    return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
+
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what requires a gradient; vectors (biases, norms) are not decayed, as is usual."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+
+
+def train(
+    model: nn.Module,
+    rows: Sequence[dict],
+    labels: Sequence[float],
+    pad_id: int,
+    *,
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    warmup_ratio: float = 0.06,
+    weight_decay: float = 0.01,
+    clip_norm: float = 1.0,
+    dtype: str = "float32",
+    regression: bool = False,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> TrainResult:
+    """Train what requires a gradient, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns ``.logits``; on its device already.
+    rows : sequence of dict
+        Encoded examples, from :func:`rankprobe.training.batches.encode`.
+    labels : sequence of int or float
+        Classes, or scores in regression (mean squared error).
+    pad_id : int
+    lr : float
+        Peak learning rate.
+    epochs, batch_size, seed : int
+        The seed decides the batches' order and dropout.
+    warmup_ratio : float
+        Share of all steps.
+    weight_decay, clip_norm : float
+        ``clip_norm`` 0 clips nothing.
+    dtype : str
+        ``"float32"``, or ``"bfloat16"`` for autocast.
+    progress : callable, optional
+        Called after each step with (steps done, total, loss).
+
+    Returns
+    -------
+    TrainResult
+        With status ``diverged`` where the loss or the gradient was not finite, or the loss grew to 5 times its start;
+        training stops there.
+    """
+    if not rows:
+        raise UsageError(must("training rows", "be at least one", 0, "Raise --train-size"))
+    device = next(model.parameters()).device
+    total = total_steps(len(rows), batch_size, epochs)
+    optimizer = make_optimizer(model, lr, weight_decay)
+    trainable = [p for group in optimizer.param_groups for p in group["params"]]
+    lengths = [len(row["input_ids"]) for row in rows]
+    truth = torch.as_tensor(list(labels), dtype=torch.float32 if regression else torch.long)
+    loss_of = _squared_error if regression else nn.functional.cross_entropy
+    result = TrainResult()
+    torch.manual_seed(seed)
+    model.train()
+    reset_peak(device.type)
+    start, step, first, smoothed = time.perf_counter(), 0, math.nan, math.nan
+    for epoch in range(epochs):
+        for index in epoch_batches(lengths, batch_size, seed, epoch):
+            batch = {k: v.to(device) for k, v in collate([rows[i] for i in index], pad_id).items()}
+            lr_now = lr * lr_factor(step, total, warmup_ratio)
+            for group in optimizer.param_groups:
+                group["lr"] = lr_now
+            with autocast(device.type, dtype):
+                out = model(**batch).logits
+            loss = loss_of(out.float(), truth[index].to(device))
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(trainable, clip_norm or math.inf, foreach=True)
+            # One wait for the device a step: both figures at once.
+            value, grad_norm = torch.stack((loss.detach(), norm.to(loss.dtype))).tolist()
+            if not (math.isfinite(value) and math.isfinite(grad_norm)):
+                name, bad = ("loss", value) if not math.isfinite(value) else ("gradient norm", grad_norm)
+                return _finish(result, start, device, _diverged(name, "be finite", f"{bad} at step {step + 1}"))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            result.tokens += sum(lengths[i] for i in index)
+            result.history.append({"step": step, "epoch": epoch + 1, "loss": value, "lr": lr_now, "grad_norm": grad_norm})
+            smoothed = value if math.isnan(smoothed) else smoothed + (value - smoothed) / min(step, _SMOOTHING_STEPS)
+            if step == min(_SMOOTHING_STEPS, total):
+                first = smoothed
+            # A constant guess costs ln(classes): below that a small start is not a blow-up.
+            floor = 1.0 if regression else math.log(max(2, out.shape[-1]))
+            if smoothed > _BLOWN_UP * max(first, floor):
+                message = _diverged("loss", f"stay under {_BLOWN_UP:g} times its start {first:.3g}", f"{smoothed:.3g} at step {step}")
+                return _finish(result, start, device, message)
+            if progress:
+                progress(step, total, smoothed)
+    return _finish(result, start, device, None)
+
+
+def _squared_error(out: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    return nn.functional.mse_loss(out[:, 0], truth)
+
+
+def _diverged(what: str, rule: str, got: str) -> str:
+    return must(what, rule, got, "Lower the learning rate")
+
+
+def _finish(result: TrainResult, start: float, device: torch.device, diverged: str | None) -> TrainResult:
+    if diverged:
+        result.status, result.error = "diverged", diverged
+    result.train_time_s = time.perf_counter() - start
+    result.peak_memory_bytes = peak_bytes(device.type)
+    return result

@@ -85,6 +85,7 @@ def load_classifier(
     return model.eval(), tokenizer, missing
 
 
+@contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Silence the load report and bars: what was missing is returned, and a new head is what was asked for."""
     from transformers.utils import logging
@@ -115,7 +116,9 @@ def _classifier_config(source: ModelSource, num_labels: int, problem: str) -> tu
     except (ValueError, KeyError, OSError, TypeError) as error:
         rule = "be one that this transformers has a sequence-classification head for"
         got = f"{source.architecture!r} in {source.path}"
-        raise UsageError(must("The model's architecture", rule, got, "Pass an encoder or decoder such as BERT")) from error
+        raise UsageError(
+            must("The model's architecture", rule, got, "Pass an encoder or decoder such as BERT")
+        ) from error
     return config, model_class
 
 
@@ -161,4 +164,6 @@ def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         got = f"{len(tokenizer)} tokens for {rows} embeddings in {source.path}"
-        raise UsageError(must("The tokenizer", "fit the model's embeddings", got, "Pass the tokenizer it was trained with"))
+        raise UsageError(
+            must("The tokenizer", "fit the model's embeddings", got, "Pass the tokenizer it was trained with")
+        )

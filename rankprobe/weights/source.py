@@ -144,7 +144,9 @@ def weight_files(folder: Path) -> list[Path]:
                 raise UsageError(must(str(found), "be a weight index", one_line(error), "Fetch it again")) from error
         for file in files:
             if not file.is_file():
-                raise UsageError(must("The model's weights", "be whole", f"no {file.name} in {folder}", "Fetch it again"))
+                raise UsageError(
+                    must("The model's weights", "be whole", f"no {file.name} in {folder}", "Fetch it again")
+                )
             with file.open("rb") as stream:
                 if stream.read(23) == b"version https://git-lfs":
                     got = f"the Git LFS pointer {file}"
@@ -160,7 +162,9 @@ def _describe(name: str, folder: Path, origin: str, revision: str | None) -> Mod
     if not config.is_file():
         adapter = (folder / "adapter_config.json").is_file()
         got = f"the adapter {folder}" if adapter else f"{folder} without config.json"
-        raise UsageError(must("A model's folder", "hold a whole model", got, "Pass the base model's folder or hub name"))
+        raise UsageError(
+            must("A model's folder", "hold a whole model", got, "Pass the base model's folder or hub name")
+        )
     try:
         architecture = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError) as error:
@@ -294,7 +298,6 @@ def _file_sha256(file: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

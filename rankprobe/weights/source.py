@@ -299,5 +299,6 @@ def _file_sha256(file: Path, size: int, mtime_ns: int) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """An error's kind and text, short enough for a message of one line."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

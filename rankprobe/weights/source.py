@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,7 +104,7 @@ def find_model(name_or_path: str | Path = DEFAULT_MODEL, *, offline: bool = Fals
     name = str(name_or_path)
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        return _describe(folder.resolve().name, folder, "path", None)
+        return _describe(Path(os.path.abspath(folder)).name, folder, "path", None)
     if folder.exists():
         raise UsageError(must("A model's path", "be a folder with config.json and weights", name, "Pass the folder"))
     if name == DEFAULT_MODEL:
@@ -228,13 +229,11 @@ def _download(name: str, offline: bool) -> Path:
         raise UsageError(must("The model", "be on this machine", got, elsewhere))
     try:
         # One quick question first: snapshot_download on its own may retry for minutes where there is no network.
-        info = HfApi().model_info(
-            name, revision=DEFAULT_REVISION if name == DEFAULT_HUB_ID else None, timeout=HUB_TIMEOUT_S
-        )
+        # Both ask for the branch, not the commit, or the cache would not know next time what the name means.
+        revision = DEFAULT_REVISION if name == DEFAULT_HUB_ID else None
+        info = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
         wanted = _wanted_files([sibling.rfilename for sibling in info.siblings or []])
-        return Path(
-            snapshot_download(name, revision=info.sha, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S, max_workers=4)
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S))
     except GatedRepoError as error:
         got = f"the gated {name!r}"
         raise UsageError(must("The model", "be open to you", got, "Accept its terms and run hf auth login")) from error

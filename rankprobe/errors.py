@@ -31,4 +31,5 @@ def must(what: str, rule: str, got: object, next_step: str) -> str:
     >>> must("r", "be at least 1", 0, "Pass --r 1 or more")
     'r must be at least 1. Got 0. Pass --r 1 or more.'
     """
-    return f"{what} must {rule}. Got {got}. {next_step}."
+    end = "" if next_step.endswith(("?", ".")) else "."
+    return f"{what} must {rule}. Got {got}. {next_step}{end}"

@@ -1,0 +1,51 @@
+"""``rankprobe finetune``: one run."""
+
+from __future__ import annotations
+
+import click
+
+from rankprobe.cli import options as o
+
+
+@click.command(epilog="\b\nExamples:\n  rankprobe finetune --method lora --r 8 --task docmatch-smoke --train-size 500 --epochs 1\n"
+                      "  rankprobe finetune --method full --task sst2 --data-dir data/sst2\n"
+                      "  rankprobe finetune --task files --train a.csv --eval b.csv --text review --label stars")
+@click.option("--method", type=click.Choice(["full", "head", "lora"]), default="lora", show_default=True)
+@click.option("--r", type=int, default=None, help="LoRA's r.  [default: 8]")
+@o.lora_options
+@click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: tuned for the method and r]")
+@o.model_option
+@o.task_options
+@o.training_options
+@o.seed_option
+@o.compute_options
+@o.runs_option
+@click.option("--truncate/--no-truncate", default=False, help="Measure functional rank too: accuracy against kept rank.")
+def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **options) -> None:
+    """Fine-tune a model once, fully or with LoRA, and decompose its dW.
+
+    The run's folder holds run.json, predictions.csv, ranks.csv, spectra.csv, history.csv and what was trained (a LoRA
+    adapter in PEFT's format). A finished run is not redone.
+    """
+    from rankprobe.cli.progress import TerminalObserver
+    from rankprobe.cli.show import run_summary
+    from rankprobe.errors import WorkError
+    from rankprobe.experiment.study import Configuration, Study
+    from rankprobe.experiment.sweep import plan_study, run_study
+
+    if method == "lora":
+        lora = {"r": 8 if r is None else r, "alpha": options["alpha"], "targets": options["targets"],
+                "dropout": options["dropout"], "rslora": options["rslora"]}
+    else:
+        lora = {"r": r}
+    configuration = Configuration(method, lr=lr, **lora)
+    name = method if method == "full" else f"lora-r{configuration.r}"
+    study = Study("finetune", (configuration,), truncate=(name,) if truncate and method != "head" else (),
+                  **o.study_settings(options))
+    planned = plan_study(study, o.place(options))
+    observer = TerminalObserver(planned.steps_left)
+    with observer.live():
+        records = list(run_study(planned, observer=observer))
+    run_summary(records[0], planned.runs[0].folder)
+    if records[0]["status"] != "ok":
+        raise WorkError(f"{records[0]['run_id']} {records[0]['status']}: {records[0]['error']}")

@@ -1,0 +1,88 @@
+"""The command group: one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import click
+
+from rankprobe import __version__
+from rankprobe.errors import RankprobeError
+
+# Before any command imports them: no half-finished progress bars of other libraries between ours.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_COMMANDS = {
+    "reproduce-paper": ("reproduce", "reproduce_paper"),
+    "finetune": ("finetune", "finetune"),
+    "sweep": ("sweep", "sweep"),
+    "spectrum": ("spectrum", "spectrum"),
+    "latency": ("latency", "latency"),
+    "params": ("params", "params"),
+    "data": ("data", "data"),
+    "report": ("report", "report"),
+}
+
+
+class Group(click.Group):
+    """Loads a command's module when it is asked for, and turns our errors into one line on stderr."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the main job first."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the command's module; it imports nothing heavy itself."""
+        if name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[name]
+        return getattr(__import__(f"rankprobe.cli.{module}", fromlist=[attribute]), attribute)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; exit code 2 for bad use, 1 for failed work, 130 for an interrupt."""
+        try:
+            return super().invoke(ctx)
+        except RankprobeError as error:
+            fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            # A second Ctrl-C ends the process at once: nothing half-written is ever trusted, so nothing is lost.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            fail("interrupted. What is finished is kept; the same command goes on from there.", 130)
+        except BrokenPipeError:
+            # `rankprobe params | head`: the reader has left, and that is no error.
+            sys.stdout = open(os.devnull, "w")
+            sys.exit(0)
+        except OSError as error:
+            target = f" ({error.filename})" if error.filename else ""
+            fail(f"The system refused a file operation: {error.strerror or error}{target}. "
+                 "Free space or choose another folder, and run the same command again: it goes on where it stopped.", 1)
+        except MemoryError:
+            fail("Memory ran out. Lower --batch-size or --max-length and run the same command again.", 1)
+
+
+def fail(message: str, code: int) -> None:
+    """Print one line on stderr and exit."""
+    click.echo(f"rankprobe: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", prog_name="rankprobe")
+def main() -> None:
+    """What rank does your fine-tuning need, and is LoRA really as good here?
+
+    rankprobe full-fine-tunes and LoRA-fine-tunes the same pretrained model, takes the SVD of every weight
+    update, sweeps r, and puts accuracy, trainable parameters and latency side by side.
+
+    \b
+    Examples:
+      rankprobe reproduce-paper --scale smoke     a first look, about a minute
+      rankprobe sweep --r 1,4,16 --seeds 2        which r does docmatch need?
+      rankprobe finetune --method lora --r 8      one run
+    """
+
+
+if __name__ == "__main__":
+    main()

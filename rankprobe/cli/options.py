@@ -1,0 +1,129 @@
+"""Options that several commands share, and what they mean together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from rankprobe.errors import UsageError, must
+
+
+def apply(*options: Callable) -> Callable:
+    """Several options as one decorator, shown in the order given."""
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+class IntList(click.ParamType):
+    """Comma-separated whole numbers: ``1,2,4``."""
+
+    name = "N,N,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse; a click error names the part that is no number."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(dict.fromkeys(int(part) for part in str(value).split(",")))
+        except ValueError:
+            self.fail(f"must be whole numbers with commas between. Got {value!r}. Pass 1,2,4, say.", param, ctx)
+
+
+model_option = click.option("--model", default="all-MiniLM-L6-v2", show_default=True, metavar="NAME|PATH",
+                            help="A folder, or a model on the Hugging Face hub.")
+runs_option = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+                           help="The run store; finished runs in it are reused.")
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="First seed.")
+
+compute_options = apply(
+    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
+                 help="Of products; auto is bfloat16 where the hardware has it."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: all cores]"),
+)
+
+task_options = apply(
+    click.option("--task", default="docmatch", show_default=True,
+                 help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files."),
+    click.option("--data-dir", type=click.Path(path_type=Path), default=None,
+                 help="Folder with GLUE's files; without it they come from the hub."),
+    click.option("--train", "train_file", type=click.Path(path_type=Path), default=None,
+                 help="Training rows: TSV, CSV or JSONL (task files)."),
+    click.option("--eval", "eval_file", type=click.Path(path_type=Path), default=None, help="Evaluation rows, likewise."),
+    click.option("--text", "text_column", default=None, help="Column of the text."),
+    click.option("--text-b", "text_b_column", default=None, help="Column of a second text."),
+    click.option("--label", "label_column", default=None, help="Column of the label."),
+    click.option("--no-header", is_flag=True, help="Files have no header; columns are then numbers from 0."),
+    click.option("--encoding", default="utf-8", show_default=True, help="Of the files: latin-1, say."),
+    click.option("--regression", is_flag=True, help="Labels are scores, not classes."),
+    click.option("--train-size", type=click.IntRange(min=0), default=None, help="Training rows.  [default: all]"),
+    click.option("--eval-size", type=click.IntRange(min=0), default=None, help="Evaluation rows.  [default: all]"),
+)
+
+training_options = apply(
+    click.option("--epochs", type=click.IntRange(min=1), default=2, show_default=True),
+    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+    click.option("--max-length", type=click.IntRange(min=8), default=128, show_default=True, help="Tokens a row."),
+    click.option("--warmup-ratio", type=click.FloatRange(0, 1, max_open=True), default=0.06, show_default=True),
+    click.option("--weight-decay", type=click.FloatRange(min=0), default=0.01, show_default=True),
+    click.option("--clip-norm", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 clips nothing."),
+    click.option("--model-dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+                 help="Every dropout inside the model."),
+)
+
+lora_options = apply(
+    click.option("--targets", default="q,v", show_default=True,
+                 help="q k v o up down gate with commas, qkvo, all, or a regex on module paths."),
+    click.option("--alpha", type=float, default=None, help="LoRA's alpha.  [default: 2r]"),
+    click.option("--dropout", type=float, default=0.0, show_default=True, help="On LoRA's input."),
+    click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(r) instead of alpha / r."),
+)
+
+
+def file_spec(options: dict):
+    """The FileSpec that the task options describe; None for a named task.
+
+    Raises
+    ------
+    UsageError
+        If options of ``--task files`` are missing, or given for another task.
+    """
+    given = {k: options[k] for k in ("train_file", "eval_file", "text_column", "label_column") if options[k] is not None}
+    if options["task"] != "files" and not given:
+        return None
+    if len(given) < 4:
+        raise UsageError(must("own files", "come with --train, --eval, --text and --label",
+                              ", ".join(f"--{k.split('_')[0]}" for k in given) or "none of them", "Pass all four"))
+    from rankprobe.tasks.files import FileSpec
+
+    return FileSpec(train=options["train_file"], eval=options["eval_file"], text=options["text_column"],
+                    text_b=options["text_b_column"], label=options["label_column"], header=not options["no_header"],
+                    encoding=options["encoding"], regression=options["regression"])
+
+
+def place(options: dict):
+    """Where this machine keeps things and what it computes with, from ``--runs``, the compute and the task options."""
+    import os
+
+    from rankprobe.experiment.sweep import Place
+    from rankprobe.training.precision import pick_device, pick_dtype
+
+    device = pick_device(options["device"])
+    threads = options["threads"] or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    return Place(runs=options["runs"], dtype=pick_dtype(device, options["dtype"]), device=device, threads=threads,
+                 data_dir=options.get("data_dir"), files=file_spec(options) if "task" in options else None)
+
+
+def study_settings(options: dict) -> dict:
+    """The fields of a Study that the task and training options set."""
+    task = "files" if options["train_file"] is not None else options["task"]
+    same = ("epochs", "batch_size", "max_length", "warmup_ratio", "weight_decay", "clip_norm", "model_dropout", "seed", "model")
+    return {"task": task, "train_size": options["train_size"] or 0, "eval_size": options["eval_size"] or 0,
+            **{name: options[name] for name in same}}

@@ -1,0 +1,229 @@
+"""One run, crash-safe: train, predict, decompose, and only then write run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from rankprobe.analysis.spectrum import spectrum
+from rankprobe.errors import RankprobeError
+from rankprobe.experiment.models import Prepared, count_parameters, prepare, save_trained, set_threads, snapshot
+from rankprobe.experiment.provenance import device_record, git_state, versions
+from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, run_id, write_atomic, write_table
+from rankprobe.experiment.study import RunSpec
+from rankprobe.methods.full import full_deltas
+from rankprobe.methods.lora import lora_deltas
+from rankprobe.tasks.metrics import score
+from rankprobe.tasks.task import Task
+from rankprobe.training.batches import encode
+from rankprobe.training.evaluate import Predictions, predict
+from rankprobe.training.train import TrainResult, total_steps, train
+from rankprobe.weights.source import ModelSource
+
+
+class Observer(Protocol):
+    """Who is told how a run goes; the command line draws it."""
+
+    def begin(self, label: str, steps: int) -> None:
+        """A run starts that will take so many optimiser steps (0 for a measurement on a finished run)."""
+
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+        """A stage (``train``, ``evaluate``, ``svd``, ``truncate``) has done so much of its total."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def begin(self, label: str, steps: int) -> None:
+        """Ignore it."""
+
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Ignore it."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A spec with the data and the model that it means on this machine.
+
+    Attributes
+    ----------
+    spec : RunSpec
+    source : ModelSource
+    task : Task
+    folder : Path
+        ``runs/<run_id>``.
+    """
+
+    spec: RunSpec
+    source: ModelSource
+    task: Task
+    folder: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return total_steps(len(self.task.train), self.spec.batch_size, self.spec.epochs)
+
+
+def plan_run(spec: RunSpec, source: ModelSource, task: Task, runs: Path) -> PlannedRun:
+    """Name the run's folder in the store ``runs``; nothing is written."""
+    spec = replace(spec, model=source.name, task=task.name)  # --model may have been a path, which no record holds
+    identity = run_id(spec, model_sha256=source.sha256, tokenizer_sha256=source.tokenizer_sha256, task_sha256=task.sha256)
+    return PlannedRun(spec, source, task, Path(runs) / identity)
+
+
+def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | None = None) -> dict:
+    """Do a run, or return its record where it is finished already.
+
+    Parameters
+    ----------
+    run : PlannedRun
+    keep_weights : bool
+        Keep what was trained (model, adapter or head) in the folder.
+    observer : Observer, optional
+
+    Returns
+    -------
+    dict
+        run.json's content. Its status is ``ok``, ``diverged``, or ``failed`` where something went wrong that no check
+        foresaw (the error is in the record; a failed run is redone by the next call).
+
+    Raises
+    ------
+    UsageError
+        If the spec does not fit the model (a target that matches nothing, r out of range); nothing is recorded.
+    WorkError
+        If another process holds the folder.
+    OSError
+        If the disk is full or the folder cannot be written.
+    """
+    done = finished(run.folder, need_weights=keep_weights)
+    if done:
+        return done
+    with lock(run.folder):
+        done = finished(run.folder, need_weights=keep_weights)  # another process may have ended it just now
+        if done:
+            return done
+        _clear(run.folder)
+        record = _header(run)
+        try:
+            record |= _work(run, keep_weights, observer or Silent())
+        except (RankprobeError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            # The traceback is for this machine's user; the record, which may be published, gets the one line.
+            (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            record |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "weights_kept": False, "files": {}}
+        write_atomic(run.folder / RUN_FILE, json.dumps(_finite(record), indent=1) + "\n")
+        return record
+
+
+def trained_predictions(run: PlannedRun, prepared: Prepared, observer: Observer | None = None) -> Predictions:
+    """The model's predictions on the task's evaluation rows, in the run's dtype."""
+    observer = observer or Silent()
+    rows = encode(prepared.tokenizer, run.task.eval, run.spec.max_length)
+    return predict(prepared.model, rows, [e.label for e in run.task.eval], prepared.tokenizer.pad_token_id,
+                   regression=run.task.is_regression, dtype=run.spec.dtype,
+                   progress=lambda done, total: observer.stage("evaluate", done, total))
+
+
+def task_score(task: Task) -> Callable:
+    """The task's main metric as ``(labels, predictions) -> float``."""
+    main = task.metrics[0]
+    return lambda labels, predictions: score((main,), labels, predictions, None)[main]
+
+
+def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
+    """Train, predict, decompose; everything but run.json is written here."""
+    spec, task = run.spec, run.task
+    set_threads(spec.threads)
+    prepared = prepare(spec, run.source, task)
+    W0 = snapshot(prepared.model) if spec.method == "full" else {}
+    params = count_parameters(prepared)
+    rows = encode(prepared.tokenizer, task.train, spec.max_length)
+    result = train(
+        prepared.model, rows, [e.label for e in task.train], prepared.tokenizer.pad_token_id, lr=spec.lr,
+        epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed, warmup_ratio=spec.warmup_ratio,
+        weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, dtype=spec.dtype, regression=task.is_regression,
+        progress=lambda done, total, loss: observer.stage("train", done, total, f"loss {loss:.3f}"))
+    write_table(run.folder / "history.csv", pd.DataFrame(result.history))
+    record = {"status": result.status, "error": result.error, "params": params, "metrics": {}, "weights_kept": False,
+              "timings": _timings(result)}
+    if result.status == "ok":
+        start = time.perf_counter()
+        predicted = trained_predictions(run, prepared, observer)
+        record["timings"]["eval_time_s"] = time.perf_counter() - start
+        record["metrics"] = _metrics(task, predicted)
+        write_table(run.folder / "predictions.csv", pd.DataFrame({
+            "row": [e.row for e in task.eval], "label": predicted.labels, "prediction": predicted.predictions,
+            "score": predicted.scores}))
+        if spec.method != "head":
+            deltas = lora_deltas(prepared.layers) if prepared.layers else full_deltas(W0, snapshot(prepared.model))
+            ranks, spectra = spectrum(deltas, progress=lambda done: observer.stage("svd", done, 0))
+            write_table(run.folder / "ranks.csv", ranks)
+            write_table(run.folder / "spectra.csv", spectra)
+        if keep_weights:
+            save_trained(prepared, spec, run.source, run.folder)
+            record["weights_kept"] = True
+    record["files"] = files_of(run.folder)
+    return record
+
+
+def _timings(result: TrainResult) -> dict:
+    seconds = result.train_time_s
+    return {"train_time_s": seconds, "steps": len(result.history), "tokens": result.tokens,
+            "tokens_per_s": result.tokens / seconds if seconds else 0.0, "peak_memory_bytes": result.peak_memory_bytes}
+
+
+def _metrics(task: Task, predicted: Predictions) -> dict:
+    scores = score(task.metrics, predicted.labels, predicted.predictions, predicted.scores)
+    return {**scores, "loss": predicted.loss}
+
+
+def _header(run: PlannedRun) -> dict:
+    task = run.task
+    labels = [e.label for e in task.eval]
+    majority = None if task.is_regression else max(labels.count(k) for k in set(labels)) / len(labels)
+    return {
+        "schema": 1, "run_id": run.run_id, "kind": "train", "spec": asdict(run.spec),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git": git_state(),
+        "model": {"name": run.source.name, "sha256": run.source.sha256, "tokenizer_sha256": run.source.tokenizer_sha256,
+                  "architecture": run.source.architecture},
+        "task": {"name": task.name, "sha256": task.sha256, "eval_sha256": task.eval_sha256, "n_train": len(task.train),
+                 "n_eval": len(task.eval), "labels": list(task.labels), "metrics": list(task.metrics), "majority": majority},
+        "versions": versions(), "device": device_record(run.spec.device, run.spec.threads), "seed": run.spec.seed,
+        "analysis": {},
+    }
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an unfinished run left; the lock file stays, it is held."""
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _finite(value):
+    """JSON has no NaN: None instead."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

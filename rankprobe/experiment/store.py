@@ -1,0 +1,158 @@
+"""The run store on disk: a run folder is finished when its run.json, written last, says so."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from rankprobe.errors import UsageError, WorkError, must
+from rankprobe.experiment.study import RunSpec
+
+RUN_FILE = "run.json"
+# Part of every run_id. Raised whenever the same spec would train differently than before.
+SEMANTICS = 1
+
+
+def run_id(spec: RunSpec, *, model_sha256: str, tokenizer_sha256: str, task_sha256: str) -> str:
+    """A readable name and a hash of all that decides the result; names of model and task are for people and not hashed.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    model_sha256, tokenizer_sha256, task_sha256 : str
+    """
+    content = asdict(spec)
+    for label in ("model", "task"):
+        content.pop(label)
+    content |= {"model_sha256": model_sha256, "tokenizer_sha256": tokenizer_sha256, "task_sha256": task_sha256,
+                "semantics": SEMANTICS}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    kinds = (spec.targets or "").replace(",", "")
+    lora = f"-r{spec.r}-{kinds if kinds.isalpha() else 'custom'}" if spec.method == "lora" else ""
+    return f"{spec.method}{lora}-{spec.split}-s{spec.seed}-{digest}"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that at any moment the old or the new content is there, whole, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would lock out the rest of a team
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a DataFrame as CSV, atomically."""
+    write_atomic(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def read_record(folder: Path) -> dict | None:
+    """A run folder's run.json; None where there is none.
+
+    Raises
+    ------
+    UsageError
+        If the file is not a record that rankprobe wrote.
+    """
+    path = folder / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != 1 or not record["run_id"] or "status" not in record:
+            raise KeyError("schema, run_id or status")
+        return record
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        detail = str(error) if isinstance(error, ValueError) else f"no valid {error}"
+        raise UsageError(must(f"{path}", "be a record that rankprobe wrote", detail,
+                              f"Delete {folder} and run the same command to redo it")) from None
+
+
+def finished(folder: Path, *, need_weights: bool = False) -> dict | None:
+    """The record of a run that need not be redone: ok or diverged, and its files are here.
+
+    A clone of a repository holds records without the files beside them; such a run is not finished here.
+
+    Parameters
+    ----------
+    folder : Path
+    need_weights : bool
+        Ask for the trained weights too, which a sweep may have left out.
+    """
+    record = read_record(folder)
+    if record is None or record["status"] not in ("ok", "diverged"):
+        return None
+    for name, size in record.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return None
+    if need_weights and record["status"] == "ok" and record["kind"] == "train" and not record["weights_kept"]:
+        return None
+    return record
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Relative names and sizes in bytes of a run's files, run.json and hidden ones left out."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RUN_FILE and not path.name.startswith(".")
+    }
+
+
+def load_runs(folders) -> list[dict]:
+    """Records of finished runs with their ``path``; ``analysis`` is filled from functional_rank.csv where that is there."""
+    runs = []
+    for folder in folders:
+        record = finished(Path(folder))
+        if record is None:
+            continue
+        record["path"] = str(folder)
+        table = Path(folder) / "functional_rank.csv"
+        if table.exists():
+            rows = pd.read_csv(table)
+            record["analysis"] = {"functional_rank": json.loads(rows.to_json(orient="records"))}
+        runs.append(record)
+    return runs
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process alone.
+
+    Raises
+    ------
+    WorkError
+        If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory locks; two sweeps on one store are the user's to avoid
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WorkError(must(f"{folder}", "be used by one process at a time", "a second one",
+                                 "Wait for the other to end, or pass another --runs")) from None
+        yield

@@ -1,0 +1,237 @@
+"""A study: what to compare, as data. ``study.toml`` → frozen dataclasses → one resolved spec a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rankprobe.errors import UsageError, must
+from rankprobe.experiment.learning_rates import default_lr
+from rankprobe.weights.architecture import canonical_targets
+
+METHODS = ("full", "head", "lora")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's result besides the data's and the model's content. Nothing in it is a path.
+
+    Attributes
+    ----------
+    model, task : str
+        Names, for people; what identifies them is their sha256.
+    split : str
+        ``eval`` or ``tuning``.
+    method : str
+        ``full``, ``head`` or ``lora``.
+    r, alpha, targets : int, float, str; None unless the method is lora
+    dropout : float
+        On LoRA's input.
+    rslora : bool
+    model_dropout : float
+        Every dropout inside the model, all methods alike.
+    lr, epochs, batch_size, warmup_ratio, weight_decay, clip_norm : see :func:`rankprobe.training.train.train`
+    train_size, eval_size : int
+        Rows used; 0 for all.
+    max_length : int
+        Tokens.
+    seed : int
+        Of the head's and A's initial values, the batches' order and dropout.
+    dtype, device : str
+    threads : int
+        CPU threads: sums are ordered by them.
+    """
+
+    model: str
+    task: str
+    split: str
+    method: str
+    r: int | None
+    alpha: float | None
+    targets: str | None
+    dropout: float
+    rslora: bool
+    model_dropout: float
+    lr: float
+    epochs: int
+    batch_size: int
+    warmup_ratio: float
+    weight_decay: float
+    clip_norm: float
+    train_size: int
+    eval_size: int
+    max_length: int
+    seed: int
+    dtype: str
+    device: str
+    threads: int
+
+    @property
+    def label(self) -> str:
+        """Short name for progress lines: ``LoRA r=8 q,v seed 0``."""
+        what = {"full": "full", "head": "head only", "lora": f"LoRA r={self.r} {self.targets}"}[self.method]
+        return f"{what} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One thing compared: a method with its settings, run with ``seeds`` seeds.
+
+    ``lr`` None takes the rate that the committed tuning study chose; ``alpha`` None takes 2r.
+    """
+
+    method: str
+    r: int | None = None
+    alpha: float | None = None
+    targets: str | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+    lr: float | None = None
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(must("method", f"be one of {', '.join(METHODS)}", self.method, nearest(self.method, METHODS)))
+        if self.seeds < 1:
+            raise UsageError(must("seeds", "be at least 1", self.seeds, "Pass --seeds 1 or more"))
+        if self.lr is not None and not self.lr > 0:
+            raise UsageError(must("lr", "be above 0", self.lr, "Pass a rate such as 2e-4"))
+        if not 0 <= self.dropout < 1:
+            raise UsageError(must("dropout", "be in [0, 1)", self.dropout, "Pass --dropout 0.1, say"))
+        if self.method == "lora":
+            if self.r is None or self.r < 1:
+                raise UsageError(must("r", "be at least 1", self.r, "Pass --r 8, say"))
+            if self.alpha is not None and not self.alpha > 0:
+                raise UsageError(must("alpha", "be above 0", self.alpha, "Pass --alpha 16, say"))
+            object.__setattr__(self, "targets", canonical_targets(self.targets or "q,v"))
+            object.__setattr__(self, "alpha", float(self.alpha if self.alpha is not None else 2 * self.r))
+        elif self.r is not None or self.targets is not None or self.alpha is not None:
+            raise UsageError(must("r, alpha and targets", "be left out unless the method is lora", self.method,
+                                  "Pass --method lora"))
+
+
+@dataclass(frozen=True)
+class Study:
+    """Configurations compared on one model and one task, with everything else equal."""
+
+    name: str
+    configurations: tuple[Configuration, ...]
+    question: str = ""
+    model: str = "all-MiniLM-L6-v2"
+    task: str = "docmatch"
+    split: str = "eval"
+    train_size: int = 0
+    eval_size: int = 0
+    epochs: int = 2
+    batch_size: int = 32
+    max_length: int = 128
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    model_dropout: float = 0.0
+    seed: int = 0
+    truncate: tuple[str, ...] = field(default=("full",))
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("max_length", 8), ("train_size", 0), ("eval_size", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(must(name, f"be at least {least}", getattr(self, name), f"Raise {name}"))
+        if not 0 <= self.warmup_ratio < 1:
+            raise UsageError(must("warmup_ratio", "be in [0, 1)", self.warmup_ratio, "Pass 0.06, say"))
+        if not self.configurations:
+            raise UsageError(must("a study", "compare at least one configuration", "none", "Add [[configurations]]"))
+
+    def specs(self, *, dtype: str, device: str, threads: int) -> list[RunSpec]:
+        """Every run, in the order in which results become useful: all configurations once, then their next seeds.
+
+        Parameters
+        ----------
+        dtype, device : str
+            Resolved, not ``auto``.
+        threads : int
+        """
+        specs = []
+        for repeat in range(max(c.seeds for c in self.configurations)):
+            for c in self.configurations:
+                if repeat < c.seeds:
+                    lr = c.lr if c.lr is not None else default_lr(c.method, c.r)
+                    specs.append(RunSpec(
+                        self.model, self.task, self.split, c.method, c.r, c.alpha, c.targets, c.dropout, c.rslora,
+                        self.model_dropout, lr, self.epochs, self.batch_size, self.warmup_ratio, self.weight_decay,
+                        self.clip_norm, self.train_size, self.eval_size, self.max_length, self.seed + repeat, dtype,
+                        device, threads))
+        return list(dict.fromkeys(specs))
+
+
+def load_study(path: Path) -> Study:
+    """Read ``study.toml``. In ``[[configurations]]`` ``r``, ``lr`` and ``targets`` may be lists: all combinations are meant.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing or not TOML, a key is unknown (the nearest valid one is named) or a value is of the
+        wrong type.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(must("study", "be a TOML file", path, "Pass studies/NAME/study.toml")) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError(must(f"{path}", "be TOML", error, "Correct the file")) from None
+    table.setdefault("name", Path(path).resolve().parent.name if Path(path).name == "study.toml" else Path(path).stem)
+    return study_from(table, str(path))
+
+
+def study_from(table: Mapping, where: str) -> Study:
+    """A study from parsed TOML; ``where`` names the file in errors."""
+    table = dict(table)
+    configurations = []
+    for row in table.pop("configurations", []):
+        for combination in _combinations(row):
+            configurations.append(Configuration(**_checked(Configuration, combination, where)))
+    return Study(configurations=tuple(configurations), **_checked(Study, table, where))
+
+
+def nearest(word: str, words) -> str:
+    """A next step that names the nearest valid word.
+
+    >>> nearest("loar", ("full", "lora"))
+    "Did you mean 'lora'?"
+    """
+    found = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.4)
+    return f"Did you mean {found[0]!r}?" if found else "Pass one of those"
+
+
+def _combinations(row: Mapping) -> list[dict]:
+    out = [{}]
+    for key, value in row.items():
+        values = value if isinstance(value, list) else [value]
+        out = [{**o, key: v} for o in out for v in values]
+    return out
+
+
+def _checked(cls, table: Mapping, where: str) -> dict:
+    """The table, with its keys and value types checked against the dataclass."""
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls) if f.name != "configurations"]
+    out = {}
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(must(f"key in {where}", f"be one of {', '.join(known)}", key, nearest(key, known)))
+        hint = hints[key]
+        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
+        if tuple in allowed and isinstance(value, list):
+            value = tuple(value)
+        if float in allowed and type(value) is int:
+            value = float(value)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            names = " or ".join(a.__name__ for a in allowed if a is not type(None))
+            raise UsageError(must(f"{key} in {where}", f"be {names}", repr(value), "Correct the file"))
+        out[key] = value
+    return out

@@ -1,0 +1,123 @@
+"""Many runs, one after the other: finished ones are taken from the store, the rest are done in the planned order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankprobe.errors import UsageError, must
+from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
+from rankprobe.experiment.store import finished
+from rankprobe.experiment.study import Study
+from rankprobe.experiment.truncation import measure_truncation, truncation_done
+from rankprobe.tasks.files import FileSpec
+from rankprobe.tasks.load import load_task
+from rankprobe.weights.source import find_model
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this machine keeps things and what it computes with: all that a study leaves open.
+
+    Attributes
+    ----------
+    runs : Path
+        The run store.
+    dtype, device : str
+        Resolved, not ``auto``.
+    threads : int
+    data_dir : Path or None
+        Folder of GLUE files.
+    files : FileSpec or None
+        For the task ``files``.
+    """
+
+    runs: Path
+    dtype: str
+    device: str
+    threads: int
+    data_dir: Path | None = None
+    files: FileSpec | None = None
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study's runs on this machine.
+
+    Attributes
+    ----------
+    study : Study
+    runs : tuple of PlannedRun
+        In the order to do them.
+    truncate : tuple of PlannedRun
+        Those whose functional rank is measured: the first seed of every configuration that the study names.
+    """
+
+    study: Study
+    runs: tuple[PlannedRun, ...]
+    truncate: tuple[PlannedRun, ...]
+
+    @property
+    def steps_left(self) -> int:
+        """Optimiser steps of the runs that are not finished."""
+        return sum(run.steps for run in self.runs if not finished(run.folder))
+
+
+def plan_study(study: Study, place: Place) -> PlannedStudy:
+    """Find the model, load the data and name every run; nothing is trained or written.
+
+    Raises
+    ------
+    UsageError
+        If the model, the task or a setting is wrong.
+    """
+    source = find_model(study.model)
+    task = load_task(study.task, data_dir=place.data_dir, files=place.files, split=study.split,
+                     train_size=study.train_size or None, eval_size=study.eval_size or None)
+    specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
+    runs = tuple(plan_run(spec, source, task, place.runs) for spec in specs)
+    wanted = [parse_configuration(text) for text in study.truncate]
+    truncate = tuple(run for run in runs if run.spec.seed == study.seed and (run.spec.method, run.spec.r) in wanted)
+    return PlannedStudy(study, runs, truncate)
+
+
+def parse_configuration(text: str) -> tuple[str, int | None]:
+    """``full`` or ``lora-r8`` as (method, r).
+
+    >>> parse_configuration("lora-r8")
+    ('lora', 8)
+    """
+    method, _, r = text.partition("-r")
+    if (method == "lora") != r.isdigit() or method not in ("full", "lora"):
+        raise UsageError(must("truncate", "name full or lora-rN", repr(text), "Write full or lora-r8, say"))
+    return method, int(r) if r else None
+
+
+def run_study(planned: PlannedStudy, *, keep_weights: bool = True, observer: Observer | None = None) -> Iterator[dict]:
+    """Do what is left of a study; yields each run's record when it is there, finished earlier or now.
+
+    A run that diverged or failed does not stop the others. Functional rank is measured as soon as every configuration
+    has run once.
+    """
+    observer = observer or Silent()
+    first_seed = planned.study.seed
+    pending = [run for run in planned.truncate if keep_weights]
+    for run in planned.runs:
+        if run.spec.seed != first_seed:
+            yield from _truncate(pending, observer)
+            pending = []
+        if not finished(run.folder, need_weights=keep_weights):
+            observer.begin(run.spec.label, run.steps)
+        yield execute(run, keep_weights=keep_weights, observer=observer)
+    yield from _truncate(pending, observer)
+
+
+def _truncate(runs: list[PlannedRun], observer: Observer) -> Iterator[dict]:
+    for run in runs:
+        record = finished(run.folder)
+        if record and record["status"] == "ok":
+            if not truncation_done(run):
+                observer.begin(f"functional rank, {run.spec.label}", 0)
+                measure_truncation(run, observer)
+            yield record

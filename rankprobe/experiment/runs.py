@@ -206,7 +206,7 @@ def _header(run: PlannedRun) -> dict:
         "model": {"name": run.source.name, "sha256": run.source.sha256, "tokenizer_sha256": run.source.tokenizer_sha256,
                   "architecture": run.source.architecture},
         "task": {"name": task.name, "sha256": task.sha256, "eval_sha256": task.eval_sha256, "n_train": len(task.train),
-                 "n_eval": len(task.eval), "labels": list(task.labels), "metrics": list(task.metrics), "majority": majority},
+                 "n_eval": len(task.eval), "split": task.split, "labels": list(task.labels), "metrics": list(task.metrics), "majority": majority},
         "versions": versions(), "device": device_record(run.spec.device, run.spec.threads), "seed": run.spec.seed,
         "analysis": {},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankprobe.errors import UsageError, must
@@ -63,6 +63,12 @@ class PlannedStudy:
         """Optimiser steps of the runs that are not finished."""
         return sum(run.steps for run in self.runs if not finished(run.folder))
 
+    def rounds(self) -> list[PlannedStudy]:
+        """The study cut by seed: every configuration once (and its functional rank), then the next seed of each."""
+        seeds = list(dict.fromkeys(run.spec.seed for run in self.runs))
+        return [replace(self, runs=tuple(run for run in self.runs if run.spec.seed == seed),
+                        truncate=self.truncate if seed == seeds[0] else ()) for seed in seeds]
+
 
 def plan_study(study: Study, place: Place) -> PlannedStudy:
     """Find the model, load the data and name every run; nothing is trained or written.
@@ -97,27 +103,18 @@ def parse_configuration(text: str) -> tuple[str, int | None]:
 def run_study(planned: PlannedStudy, *, keep_weights: bool = True, observer: Observer | None = None) -> Iterator[dict]:
     """Do what is left of a study; yields each run's record when it is there, finished earlier or now.
 
-    A run that diverged or failed does not stop the others. Functional rank is measured as soon as every configuration
-    has run once.
+    A run that diverged or failed does not stop the others. Functional rank is measured at the end of a round of seeds,
+    and the run's record yielded again.
     """
     observer = observer or Silent()
-    first_seed = planned.study.seed
-    pending = [run for run in planned.truncate if keep_weights]
-    for run in planned.runs:
-        if run.spec.seed != first_seed:
-            yield from _truncate(pending, observer)
-            pending = []
-        if not finished(run.folder, need_weights=keep_weights):
-            observer.begin(run.spec.label, run.steps)
-        yield execute(run, keep_weights=keep_weights, observer=observer)
-    yield from _truncate(pending, observer)
-
-
-def _truncate(runs: list[PlannedRun], observer: Observer) -> Iterator[dict]:
-    for run in runs:
-        record = finished(run.folder)
-        if record and record["status"] == "ok":
-            if not truncation_done(run):
+    for round_ in planned.rounds():
+        for run in round_.runs:
+            if not finished(run.folder, need_weights=keep_weights):
+                observer.begin(run.spec.label, run.steps)
+            yield execute(run, keep_weights=keep_weights, observer=observer)
+        for run in round_.truncate:
+            record = finished(run.folder, need_weights=True)
+            if record and record["status"] == "ok" and not truncation_done(run):
                 observer.begin(f"functional rank, {run.spec.label}", 0)
                 measure_truncation(run, observer)
-            yield record
+                yield record

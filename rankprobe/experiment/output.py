@@ -1,0 +1,67 @@
+"""The folder that tables, pictures and the report go to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rankprobe.errors import UsageError, WorkError, must
+from rankprobe.experiment.store import write_atomic
+
+PLAN_FILE = "plan.json"
+
+
+def claim_output(out: Path, plan: dict) -> None:
+    """Make an output folder and mark it with its plan, or take one of the same plan up again.
+
+    Parameters
+    ----------
+    out : Path
+    plan : dict
+        What the folder is for: its ``name`` must be the same when the folder is taken up again; the rest is replaced.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds files that rankprobe did not put there, or another plan's.
+    WorkError
+        If it cannot be written.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(must("output folder", "be a folder", out, "Pass another --out"))
+    if out.is_dir() and any(p for p in out.iterdir() if p.name != ".gitignore"):
+        earlier = read_plan(out)
+        if earlier is None:
+            raise UsageError(must("output folder", f"be empty or hold an earlier {PLAN_FILE}", out, "Pass another --out"))
+        if earlier.get("name") != plan["name"]:
+            raise UsageError(must("output folder", f"be of {plan['name']!r}", f"{out}, which is of {earlier.get('name')!r}",
+                                  "Pass another --out"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+        write_atomic(out / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise WorkError(must("output folder", "be writable", f"{out} ({error.strerror})", "Pass another --out")) from None
+
+
+def read_plan(out: Path) -> dict | None:
+    """An output folder's plan; None where there is none.
+
+    Raises
+    ------
+    UsageError
+        If plan.json is damaged.
+    """
+    try:
+        plan = json.loads((Path(out) / PLAN_FILE).read_text(encoding="utf-8"))
+        if not isinstance(plan, dict) or "name" not in plan:
+            raise ValueError("it has no name")
+        return plan
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UsageError(must(f"{Path(out) / PLAN_FILE}", "be a plan that rankprobe wrote", error,
+                              "Delete it and run the same command again")) from None

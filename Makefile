@@ -54,7 +54,7 @@ old= lacking= found=; \
 for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python); do \
     version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
     if ! $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-        old="$${old:-$$python is $$version}"; \
+        old="$${old:-$$python ($$version)}"; \
     elif ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
         lacking="$${lacking:-$$version}"; \
     else found=$$python; break; fi; \
@@ -65,7 +65,7 @@ elif [ -n "$$lacking" ]; then \
     echo "Python $$lacking must have its venv module. Install it (Debian, Ubuntu: apt install" \
         "python$$lacking-venv, or python3-venv) and run make again." >&2; exit 1; \
 else \
-    echo "rankprobe must have Python 3.11 or newer. Got $${old:-no $(or $(PYTHON),python3)} on PATH. Install one," \
+    echo "rankprobe must have Python 3.11 or newer. Got $${old:-no $(or $(PYTHON),python3 on PATH)}. Install one," \
         "or name it with make PYTHON=/path/to/python3." >&2; exit 1; \
 fi
 endef

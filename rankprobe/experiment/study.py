@@ -146,6 +146,8 @@ class Study:
             raise UsageError(must("warmup_ratio", "be in [0, 1)", self.warmup_ratio, "Pass 0.06, say"))
         if not self.configurations:
             raise UsageError(must("a study", "compare at least one configuration", "none", "Add [[configurations]]"))
+        for text in self.truncate:
+            parse_configuration(text)
 
     def specs(self, *, dtype: str, device: str, threads: int) -> list[RunSpec]:
         """Every run, in the order in which results become useful: all configurations once, then their next seeds.
@@ -196,6 +198,18 @@ def study_from(table: Mapping, where: str) -> Study:
         for combination in _combinations(row):
             configurations.append(Configuration(**_checked(Configuration, combination, where)))
     return Study(configurations=tuple(configurations), **_checked(Study, table, where))
+
+
+def parse_configuration(text: str) -> tuple[str, int | None]:
+    """``full`` or ``lora-r8`` as (method, r).
+
+    >>> parse_configuration("lora-r8")
+    ('lora', 8)
+    """
+    method, _, r = text.partition("-r")
+    if (method == "lora") != r.isdigit() or method not in ("full", "lora"):
+        raise UsageError(must("truncate", "name full or lora-rN", repr(text), "Write full or lora-r8, say"))
+    return method, int(r) if r else None
 
 
 def nearest(word: str, words) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankprobe.errors import UsageError, must
 from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
 from rankprobe.experiment.store import finished
-from rankprobe.experiment.study import Study
+from rankprobe.experiment.study import Study, parse_configuration
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
 from rankprobe.tasks.files import FileSpec
 from rankprobe.tasks.load import load_task
@@ -86,18 +85,6 @@ def plan_study(study: Study, place: Place) -> PlannedStudy:
     wanted = [parse_configuration(text) for text in study.truncate]
     truncate = tuple(run for run in runs if run.spec.seed == study.seed and (run.spec.method, run.spec.r) in wanted)
     return PlannedStudy(study, runs, truncate)
-
-
-def parse_configuration(text: str) -> tuple[str, int | None]:
-    """``full`` or ``lora-r8`` as (method, r).
-
-    >>> parse_configuration("lora-r8")
-    ('lora', 8)
-    """
-    method, _, r = text.partition("-r")
-    if (method == "lora") != r.isdigit() or method not in ("full", "lora"):
-        raise UsageError(must("truncate", "name full or lora-rN", repr(text), "Write full or lora-r8, say"))
-    return method, int(r) if r else None
 
 
 def run_study(planned: PlannedStudy, *, keep_weights: bool = True, observer: Observer | None = None) -> Iterator[dict]:

@@ -1,0 +1,25 @@
+"""``rankprobe report``: tables, pictures and pages again from finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rankprobe.cli import options as o
+
+
+@click.command(epilog="\b\nExample:\n  rankprobe report results/reproduce-paper-small")
+@click.argument("folder", type=click.Path(path_type=Path))
+@o.runs_option
+def report(folder: Path, runs: Path) -> None:
+    """Write DIR's tables, pictures and report again, from the runs that its plan names."""
+    from rankprobe.cli.work import render
+    from rankprobe.errors import UsageError, must
+    from rankprobe.experiment.output import read_plan
+
+    plan = read_plan(folder)
+    if plan is None:
+        raise UsageError(must("DIR", "be an output folder of sweep or reproduce-paper", folder, "Pass one with plan.json"))
+    render(folder, plan, runs)
+    click.echo(f"{folder / 'report.html'}")

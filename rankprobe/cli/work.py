@@ -1,0 +1,105 @@
+"""What sweep and reproduce-paper share: doing planned studies with a bar, renewing the tables as runs end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from rankprobe.cli.progress import TerminalObserver
+from rankprobe.cli.show import print_table
+from rankprobe.errors import WorkError
+from rankprobe.experiment.latency import LatencyPlan, execute_latency
+from rankprobe.experiment.output import claim_output
+from rankprobe.experiment.store import finished, load_runs, read_latency
+from rankprobe.experiment.sweep import PlannedStudy, run_study
+from rankprobe.paper.published import published
+from rankprobe.report.report import build_report
+
+
+def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = None) -> None:
+    """Print what would be done."""
+    import pandas as pd
+
+    rows = [{"run": run.run_id, "what": run.spec.label, "task": run.task.name, "train": len(run.task.train),
+             "eval": len(run.task.eval), "lr": run.spec.lr, "steps": run.steps, "dtype": run.spec.dtype,
+             "done": "yes" if finished(run.folder) else ""} for study in studies for run in study.runs]
+    left = sum(study.steps_left for study in studies)
+    print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {left:,} optimiser steps left")
+    for study in studies:
+        for run in study.truncate:
+            click.echo(f"functional rank of {run.run_id}")
+    if latency is not None:
+        click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.shapes))}")
+
+
+def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title: str, latency: LatencyPlan | None = None,
+                keep_weights: bool = True) -> None:
+    """Do what is left, with a progress bar; tables are renewed after every run, pictures and pages at the end.
+
+    Raises
+    ------
+    WorkError
+        If a run diverged or failed; all others are done and reported first.
+    """
+    plan = {
+        "name": name,
+        "title": title,
+        "command": shlex.join(["rankprobe", *(_without_folders(sys.argv[1:]))]),
+        "runs": [run.run_id for study in studies for run in study.runs],
+        "latency": latency.run_id if latency else None,
+    }
+    claim_output(out, plan)
+    runs_folder = studies[0].runs[0].folder.parent
+    observer = TerminalObserver(sum(study.steps_left for study in studies))
+    bad = {}
+    with observer.live():
+        for study in studies:
+            rounds = study.rounds()
+            for i, round_ in enumerate(rounds):
+                for record in run_study(round_, keep_weights=keep_weights, observer=observer):
+                    _say(observer, record)
+                    if record["status"] != "ok":
+                        bad[record["run_id"]] = record
+                    render(out, plan, runs_folder, figures=False)
+                if i == 0 and study is studies[0] and latency is not None:
+                    # After the first round: every table has its first row by then, and a killed job still has latency.
+                    observer.begin("latency", 0)
+                    execute_latency(latency, observer=observer)
+        observer.begin("tables, pictures and pages", 0)
+        render(out, plan, runs_folder)
+    click.echo(f"{out / 'report.html'}")
+    if bad:
+        first = next(iter(bad.values()))
+        raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs must be looked at: {first['run_id']} {first['status']}, {first['error']}")
+
+
+def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> None:
+    """Write tables (and pictures and pages) from the finished runs that a plan names."""
+    runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
+    latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
+    build_report(runs, latency, published(), out, title=plan["title"], settings={"command": plan["command"]}, figures=figures)
+
+
+def _say(observer: TerminalObserver, record: dict) -> None:
+    metric = record["task"]["metrics"][0]
+    value = record["metrics"].get(metric)
+    result = f"{metric} {value:.4f}" if value is not None else f"{record['status']}: {record['error']}"
+    observer.say(f"{record['run_id']}: {result}, {record['timings'].get('train_time_s', 0):.0f} s" if "timings" in record
+                 else f"{record['run_id']}: {result}")
+
+
+def _without_folders(words: Sequence[str]) -> list[str]:
+    """The command as others may repeat it: paths of this machine are left out."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--out", "--runs", "--data-dir"):
+            skip = True
+        elif not word.startswith(("--out=", "--runs=", "--data-dir=")):
+            kept.append(Path(word).name if word.startswith("/") else word)
+    return kept

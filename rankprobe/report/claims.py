@@ -1,0 +1,443 @@
+"""Claims about LoRA against what was measured: each verdict follows from an interval and a bound fixed here beforehand.
+
+A claim names a region. If the interval lies in it, the claim is supported; if the two have no point in common, it is
+contradicted; else the data do not tell. For equality this is the two one-sided tests of equivalence (Schuirmann 1987),
+at 2.5 % each since intervals are two-sided at 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rankprobe.report.comparison import (
+    configurations,
+    difference,
+    full_reference,
+    lora_groups,
+    main_lora,
+    main_metric,
+    something_to_lose,
+)
+from rankprobe.report.stats import Estimate, bootstrap_median
+
+# Bounds, in the units of each claim, fixed before the main job's first run (a one-seed prototype was known).
+MARGIN_POINTS = 2.0  # an accuracy this much worse is no longer "as good"; the paper's own table differs by 0.8
+LATENCY_MARGIN = 0.03  # the least that adapters add in Table 1 is 2.2 %, at a batch of 32
+LATENCY_AA_MARGIN = 0.02  # a machine that sees more between two copies of one model cannot judge the 3 %
+FEW_PARAMETERS_PCT = 1.0  # of the model's parameters, the head included; 0.24 % in Table 2
+LOW_ENERGY_PCT = 10.0  # energy_rank_90 of dW in % of min(m, n): a tenth of the directions holds nine tenths of Σσ²
+LOW_FUNCTIONAL_RANK = 8  # the r that the paper uses for RoBERTa
+SMALL_R = (1, 2, 4)
+REFERENCE_R = (8, 64)
+
+CLAIM_COLUMNS = [
+    "claim_id",
+    "source",
+    "statement",
+    "published",
+    "measured",
+    "ci_low",
+    "ci_high",
+    "n",
+    "verdict",
+    "unit",
+    "note",
+]
+VERDICTS = ("supported", "contradicted", "inconclusive", "not_run")
+_PAPER = "Hu et al. 2021 (arXiv:2106.09685)"
+_VARIANTS = {"lora_merged": "merged", "lora_unmerged": "unmerged"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one comparison has to say: finished runs, their tables, a latency table and what was published.
+
+    Attributes
+    ----------
+    runs : list of dict
+        Of one comparison (see :func:`rankprobe.report.comparison.comparisons`).
+    methods, ranks : DataFrame
+        Made from them.
+    latency : DataFrame or None
+    published : DataFrame
+        Columns source, model, method, r, targets, task, metric, value among others; may be empty.
+    """
+
+    runs: list[dict]
+    methods: pd.DataFrame
+    ranks: pd.DataFrame
+    latency: pd.DataFrame | None
+    published: pd.DataFrame
+
+
+def verdict(low: float, high: float, region: tuple[float, float]) -> str:
+    """What an interval says about a claim that a value lies in a region; both are closed.
+
+    Examples
+    --------
+    >>> verdict(-1.2, 0.4, (-2, 2)), verdict(-4.0, -2.5, (-2, 2)), verdict(-3.0, 0.4, (-2, 2))
+    ('supported', 'contradicted', 'inconclusive')
+    >>> verdict(float("nan"), 1.0, (-2, 2))
+    'not_run'
+    """
+    if math.isnan(low) or math.isnan(high):
+        return "not_run"
+    low, high = round(low, 9), round(high, 9)  # a difference of two fractions may miss its bound by the last bit
+    if region[0] <= low and high <= region[1]:
+        return "supported"
+    return "contradicted" if high < region[0] or low > region[1] else "inconclusive"
+
+
+def claims_table(evidence: Evidence) -> pd.DataFrame:
+    """Every claim with what is published, what is measured, its interval and the verdict.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        May be partial: a claim whose data are missing is ``not_run``.
+
+    Returns
+    -------
+    DataFrame, columns :data:`CLAIM_COLUMNS`
+        Differences of scores are in points (hundredths), latencies as ratios to the base model.
+    """
+    rows = [
+        _vignette(),
+        _lora_equals_full(evidence),
+        *_small_r(evidence),
+        _trainable(evidence),
+        *_latency(evidence),
+        _low_energy_rank(evidence),
+        _low_functional_rank(evidence),
+    ]
+    return pd.DataFrame(rows, columns=CLAIM_COLUMNS)
+
+
+def _row(
+    claim_id: str,
+    source: str,
+    statement: str,
+    unit: str,
+    *,
+    published: float = math.nan,
+    measured: Estimate | None = None,
+    region: tuple[float, float] = (0, 0),
+    note: str = "",
+) -> dict:
+    row = {
+        "claim_id": claim_id,
+        "source": source,
+        "statement": statement,
+        "published": _rounded(published),
+        "unit": unit,
+    }
+    if measured is None:
+        return row | {
+            "measured": math.nan,
+            "ci_low": math.nan,
+            "ci_high": math.nan,
+            "n": 0,
+            "verdict": "not_run",
+            "note": note or "not run yet",
+        }
+    return row | {
+        "measured": _rounded(measured.estimate),
+        "ci_low": _rounded(measured.low),
+        "ci_high": _rounded(measured.high),
+        "n": measured.n,
+        "verdict": verdict(measured.low, measured.high, region),
+        "note": "; ".join(part for part in (note, measured.method) if part),
+    }
+
+
+def _vignette() -> dict:
+    import torch
+
+    from rankprobe.methods.lora import LoRALayer
+    from rankprobe.weights.architecture import WeightSite
+
+    base = torch.nn.Linear(512, 512, bias=False)
+    full = base.weight.numel()
+    layer = LoRALayer(base, [WeightSite("weight", None, "other", (512, 512))], 16, 32.0, False, 0.0, torch.Generator())
+    lora = sum(p.numel() for p in layer.parameters() if p.requires_grad)
+    share = 100 * lora / full
+    return _row(
+        "vignette-parameters",
+        "LoRA vignette",
+        "LoRA with r = 16 on a 512 × 512 matrix trains 6.25 % of its weights",
+        "%",
+        published=6.25,
+        measured=Estimate(share, share, share, "exact", 1),
+        region=(6.25, 6.25),
+        note=f"{lora:,} of {full:,}, counted in a layer",
+    )
+
+
+def _lora_equals_full(evidence: Evidence) -> dict:
+    group = main_lora(evidence.runs)
+    spec = group[0]["spec"] if group else {"r": 8, "targets": "q,v"}
+    gap = difference(group, full_reference(configurations(evidence.runs)))
+    base = _published(evidence, model="RoBERTa base", method="full", task="GLUE average")
+    lora = _published(evidence, model="RoBERTa base", method="lora", task="GLUE average")
+    row = _row(
+        "lora-equals-full",
+        f"{_PAPER}, Table 2, RoBERTa base, mean of GLUE",
+        f"LoRA (r = {spec['r']} on {spec['targets']}) equals full fine-tuning within {MARGIN_POINTS:g} points",
+        "points",
+        published=lora - base,
+        measured=_points(gap),
+        region=(-MARGIN_POINTS, MARGIN_POINTS),
+        note=_metric_note(evidence),
+    )
+    return _unless_nothing_to_lose(row, evidence)
+
+
+def _small_r(evidence: Evidence) -> list[dict]:
+    main = main_lora(evidence.runs)
+    targets = main[0]["spec"]["targets"] if main else "q,v"
+    groups = lora_groups(evidence.runs, targets)
+    full = full_reference(configurations(evidence.runs))
+    rows = []
+    for r in SMALL_R:
+        against = [("full", "full fine-tuning", full, f"{_PAPER}, Table 4, GPT-3, mean of WikiSQL and MNLI")]
+        against += [
+            (f"r{big}", f"r = {big}", groups.get(big, []), f"{_PAPER}, Table 6, GPT-3 on q,v, mean of WikiSQL and MNLI")
+            for big in REFERENCE_R
+        ]
+        for key, name, other, source in against:
+            table = "Table 4" if key == "full" else "Table 6"
+            mine = _gpt3(evidence, table, "lora", r)
+            theirs = _gpt3(evidence, table, *(("full", None) if key == "full" else ("lora", int(key[1:]))))
+            row = _row(
+                f"small-r{r}-vs-{key}",
+                source,
+                f"r = {r} suffices: not more than {MARGIN_POINTS:g} points below {name}",
+                "points",
+                published=mine - theirs,
+                measured=_points(difference(groups.get(r, []), other)),
+                region=(-MARGIN_POINTS, math.inf),
+                note=_metric_note(evidence),
+            )
+            rows.append(_unless_nothing_to_lose(row, evidence))
+    return rows
+
+
+def _trainable(evidence: Evidence) -> dict:
+    group = main_lora(evidence.runs)
+    published = [
+        _published(evidence, "trainable_params", model="RoBERTa base", method=m, task="GLUE average")
+        for m in ("lora", "full")
+    ]
+    measured, note, name = None, "", "LoRA"
+    if group:
+        params = group[0]["params"]
+        share = 100 * params["trainable"] / params["total"]
+        measured = Estimate(share, share, share, "exact", 1)
+        note = f"{params['trainable']:,} of {params['total']:,}, {params['head']:,} of them the head"
+        name = f"LoRA (r = {group[0]['spec']['r']} on {group[0]['spec']['targets']})"
+    return _row(
+        "trainable-parameters",
+        f"{_PAPER}, Table 2, RoBERTa base",
+        f"{name} trains at most {FEW_PARAMETERS_PCT:g} % of the model's parameters",
+        "%",
+        published=100 * published[0] / published[1],
+        measured=measured,
+        region=(0, FEW_PARAMETERS_PCT),
+        note=note,
+    )
+
+
+def _latency(evidence: Evidence) -> list[dict]:
+    table = evidence.latency
+    shapes = [] if table is None or table.empty else sorted(set(zip(table["batch"], table["length"], strict=True)))
+    rows = []
+    for variant, word in _VARIANTS.items():
+        merged = variant == "lora_merged"
+        statement = "Merged LoRA adds no latency" if merged else "Unmerged LoRA adds latency"
+        source = f"{_PAPER}, section 4.1 and Table 1" if merged else "context: LoRA as trained, before merging"
+        region = (1 - LATENCY_MARGIN, 1 + LATENCY_MARGIN) if merged else (1 + LATENCY_MARGIN, math.inf)
+        for batch, length in shapes:
+            rows.append(
+                _latency_row(
+                    table,
+                    variant,
+                    batch,
+                    length,
+                    region,
+                    source,
+                    f"{statement} (batch {batch}, length {length})",
+                    1.0 if merged else math.nan,
+                )
+            )
+        if not shapes:
+            rows.append(_row(f"{word}-latency", source, statement, "ratio", published=1.0 if merged else math.nan))
+    return rows
+
+
+def _latency_row(
+    table: pd.DataFrame,
+    variant: str,
+    batch: int,
+    length: int,
+    region: tuple[float, float],
+    source: str,
+    statement: str,
+    published: float,
+) -> dict:
+    shape = table[(table["batch"] == batch) & (table["length"] == length)]
+    found, same = shape[shape["variant"] == variant], shape[shape["variant"] == "base_copy"]
+    measured, note, blind = None, "", True
+    if not found.empty:
+        one = found.iloc[0]
+        measured = Estimate(
+            one["ratio"],
+            one["ratio_ci_low"],
+            one["ratio_ci_high"],
+            f"median of {int(one['n'])} rounds, {one['ci_method']}",
+            int(one["n"]),
+        )
+        note = "no second copy of the base was timed"
+    if not same.empty:
+        low, high = same.iloc[0]["ratio_ci_low"], same.iloc[0]["ratio_ci_high"]
+        blind = verdict(low, high, (1 - LATENCY_AA_MARGIN, 1 + LATENCY_AA_MARGIN)) != "supported"
+        note = f"A/A {low:.3f} to {high:.3f}" + (": this machine cannot tell such differences apart" if blind else "")
+    row = _row(
+        f"{_VARIANTS[variant]}-latency-b{batch}-l{length}",
+        source,
+        statement,
+        "ratio",
+        published=published,
+        measured=measured,
+        region=region,
+        note=note,
+    )
+    if blind and row["verdict"] != "not_run":
+        row["verdict"] = "inconclusive"
+    return row
+
+
+def _low_energy_rank(evidence: Evidence) -> dict:
+    shares = full_energy_shares(evidence.ranks, evidence.runs)
+    measured, note = None, ""
+    if len(shares):
+        measured = bootstrap_median(shares["pct"])
+        note = f"median {shares['energy_rank_90'].median():g} directions of min(m, n) = {int(shares['p'].median())}"
+    return _row(
+        "dw-low-rank-by-energy",
+        "Aghajanyan et al. 2020 and " + _PAPER + "; against it Biderman et al. 2024",
+        f"Full fine-tuning's dW has low rank: {LOW_ENERGY_PCT:g} % of its directions hold 90 % of the energy",
+        "% of min(m, n)",
+        measured=measured,
+        region=(0, LOW_ENERGY_PCT),
+        note=note,
+    )
+
+
+def full_energy_shares(ranks: pd.DataFrame, runs: list[dict]) -> pd.DataFrame:
+    """energy_rank_90 of full fine-tuning's block matrices, a row a matrix, mean over seeds.
+
+    Parameters
+    ----------
+    ranks : DataFrame
+        From :func:`rankprobe.report.tables.merged_ranks`.
+    runs : list of dict
+        The comparison.
+
+    Returns
+    -------
+    DataFrame
+        name, layer, kind, energy_rank_90, p = min(m, n), pct = 100 energy_rank_90 / p.
+    """
+    if ranks.empty:
+        return pd.DataFrame(columns=["name", "layer", "kind", "energy_rank_90", "p", "pct"])
+    full = [run["run_id"] for run in full_reference(configurations(runs))]
+    blocks = ranks[ranks["run_id"].isin(full) & ranks["layer"].notna() & ~ranks["kind"].isin(["embed", "other"])]
+    blocks = blocks.assign(p=blocks[["m", "n"]].min(axis=1))
+    found = blocks.groupby(["name", "layer", "kind", "p"], sort=False, as_index=False)["energy_rank_90"].mean()
+    return found.assign(pct=100 * found["energy_rank_90"] / found["p"])
+
+
+def functional_ranks(runs: list[dict], *, rule: str = "rest_tuned", q: float = 0.9) -> list[dict]:
+    """The functional rank rows of full fine-tuning's finished runs, one a seed."""
+    rows = []
+    for run in full_reference(configurations(runs)):
+        for row in (run.get("analysis") or {}).get("functional_rank", []):
+            if row["rule"] == rule and math.isclose(row["q"], q):
+                rows.append(row)
+    return rows
+
+
+def _low_functional_rank(evidence: Evidence) -> dict:
+    rows = functional_ranks(evidence.runs)
+    found = [r for r in rows if r.get("k") is not None and not math.isnan(r["k"])]
+    measured, note = None, ""
+    if found:
+        ks = sorted(r["k"] for r in found)
+        seeds = f", the widest of {len(found)} seeds" if len(found) > 1 else ", one seed"
+        measured = Estimate(
+            ks[(len(ks) - 1) // 2],
+            min(r["ci_low"] for r in found),
+            max(r["ci_high"] for r in found),
+            found[0]["method"] + seeds,
+            int(found[0]["n"]),
+        )
+        note = "head, embeddings, norms and biases stay tuned"
+    elif rows:
+        note = rows[0].get("reason") or "no functional rank could be read off"
+    return _row(
+        "dw-low-rank-by-function",
+        "Aghajanyan et al. 2020 and " + _PAPER,
+        f"Full fine-tuning's dW has low rank: its best rank-{LOW_FUNCTIONAL_RANK} part keeps 90 % of the gain",
+        "k",
+        measured=measured,
+        region=(0, LOW_FUNCTIONAL_RANK),
+        note=note,
+    )
+
+
+def _unless_nothing_to_lose(row: dict, evidence: Evidence) -> dict:
+    """Equality is evidence only where full fine-tuning beats a trained head; see :func:`something_to_lose`."""
+    gain = something_to_lose(evidence.runs)
+    if gain is None or math.isnan(gain.low) or row["verdict"] == "not_run":
+        return row
+    gain = _points(gain)
+    text = f"full gains {gain.estimate:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] points over the head alone"
+    if gain.low <= MARGIN_POINTS:
+        text += ", which is too little or too uncertain for equality to mean anything"
+        if row["verdict"] == "supported":
+            row["verdict"] = "inconclusive"
+    return row | {"note": f"{row['note']}; {text}"}
+
+
+def _points(gap: Estimate | None) -> Estimate | None:
+    return gap and gap._replace(estimate=100 * gap.estimate, low=100 * gap.low, high=100 * gap.high)
+
+
+def _metric_note(evidence: Evidence) -> str:
+    run = evidence.runs[0] if evidence.runs else None
+    return f"{main_metric(run)} on {run['task']['name']}" if run else ""
+
+
+def _published(evidence: Evidence, column: str = "value", **wanted: str) -> float:
+    table = evidence.published
+    for name, value in wanted.items():
+        table = table[table[name] == value] if name in table else table.iloc[:0]
+    return float(table.iloc[0][column]) if len(table) else math.nan
+
+
+def _gpt3(evidence: Evidence, table: str, method: str, r: int | None) -> float:
+    """Mean of WikiSQL and MNLI accuracy in a table of the paper."""
+    rows = evidence.published
+    if rows.empty:
+        return math.nan
+    rows = rows[rows["source"].str.endswith(table) & (rows["method"] == method) & (rows["metric"] == "accuracy")]
+    if method == "lora":
+        rows = rows[(rows["r"] == r) & (rows["targets"] == "q,v")]
+    return float(rows["value"].mean()) if len(rows) == 2 else math.nan
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,211 @@
+"""Which runs may be compared, and by how much one configuration scores above another.
+
+A *configuration* is what is compared: method, r, alpha, targets, learning rate; its runs differ in the seed alone. A
+*comparison* is a set of runs in which everything else is equal: model, rows, epochs, dtype. No table mixes two.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rankprobe.errors import UsageError, must
+from rankprobe.report.stats import MIN_SEEDS, Estimate, bootstrap_mean, paired_difference, score_interval, t_interval
+
+# What must be equal for two runs to be compared; every other field of a spec but the seed belongs to the configuration.
+EQUAL_FIELDS = (
+    "model",
+    "task",
+    "split",
+    "model_dropout",
+    "epochs",
+    "batch_size",
+    "warmup_ratio",
+    "weight_decay",
+    "clip_norm",
+    "train_size",
+    "eval_size",
+    "max_length",
+    "dtype",
+    "device",
+    "threads",
+)
+_ORDER = {"full": 0, "lora": 1, "head": 9}
+
+
+def comparisons(runs: list[dict]) -> list[list[dict]]:
+    """Training runs, parted so that inside a part everything but the configuration and the seed is equal.
+
+    Parameters
+    ----------
+    runs : list of dict
+        run.json contents, with ``path``. Latency records are left out; a run_id given twice counts once.
+
+    Returns
+    -------
+    list of lists of dict
+        The part with the most runs first; runs in the order given.
+    """
+    parts: dict[tuple, dict[str, dict]] = {}
+    for run in runs:
+        if run.get("kind", "train") != "train":
+            continue
+        spec = run["spec"]
+        key = (
+            run["model"]["sha256"],
+            run["task"]["sha256"],
+            run["task"]["eval_sha256"],
+            *(str(spec.get(name)) for name in EQUAL_FIELDS),
+        )
+        parts.setdefault(key, {})[run["run_id"]] = run
+    return sorted((list(part.values()) for part in parts.values()), key=len, reverse=True)
+
+
+def one_comparison(runs: list[dict]) -> list[dict]:
+    parts = comparisons(runs)
+    if len(parts) > 1:
+        found = ", ".join(
+            sorted(
+                {f"{p[0]['task']['name']} ({p[0]['task']['eval_sha256'][:8]}, {p[0]['spec']['split']})" for p in parts}
+            )
+        )
+        raise UsageError(must("runs in one table", "share model, rows and settings", found, "Make one report for each"))
+    return parts[0] if parts else []
+
+
+def configurations(runs: list[dict]) -> list[list[dict]]:
+    """One comparison by configuration: full first, LoRA by targets and r, head only last; by seed inside."""
+    groups: dict[tuple, list[dict]] = {}
+    for run in runs:
+        spec = run["spec"]
+        key = tuple(sorted((k, str(v)) for k, v in spec.items() if k not in EQUAL_FIELDS and k != "seed"))
+        groups.setdefault(key, []).append(run)
+
+    def place(group: list[dict]) -> tuple:
+        spec = group[0]["spec"]
+        return (
+            _ORDER.get(spec["method"], 5),
+            spec["method"],
+            spec.get("targets") or "",
+            spec.get("r") or 0,
+            spec.get("alpha") or 0.0,
+            spec["lr"],
+        )
+
+    return [sorted(g, key=lambda run: run["spec"]["seed"]) for g in sorted(groups.values(), key=place)]
+
+
+def finished_ok(runs: list[dict]) -> list[dict]:
+    """Those that ended well."""
+    return [run for run in runs if run["status"] == "ok"]
+
+
+def main_metric(run: dict) -> str:
+    """Name of the metric that tables show."""
+    return run["task"]["metrics"][0]
+
+
+def full_reference(groups: list[list[dict]]) -> list[dict]:
+    """The finished full fine-tuning runs that others are compared with; empty while there are none.
+
+    Where several learning rates were tried, the one with the most seeds, then the best mean score.
+    """
+    full = [ok for g in groups if g[0]["spec"]["method"] == "full" and (ok := finished_ok(g))]
+    return max(full, key=lambda g: (len(g), np.mean([r["metrics"][main_metric(r)] for r in g])), default=[])
+
+
+def main_lora(runs: list[dict]) -> list[dict]:
+    """The LoRA configuration that stands for LoRA: the most finished seeds, then r nearest to the paper's 8."""
+    groups = [ok for g in configurations(runs) if g[0]["spec"]["method"] == "lora" and (ok := finished_ok(g))]
+    return max(groups, key=lambda g: (len(g), -abs(math.log2(g[0]["spec"]["r"] / 8)), -g[0]["spec"]["r"]), default=[])
+
+
+def lora_groups(runs: list[dict], targets: str) -> dict[int, list[dict]]:
+    """Finished runs by r for these targets; of several settings of one r the one with more seeds."""
+    found: dict[int, list[dict]] = {}
+    for group in configurations(runs):
+        spec, ok = group[0]["spec"], finished_ok(group)
+        if spec["method"] == "lora" and spec["targets"] == targets and len(ok) > len(found.get(spec["r"], [])):
+            found[spec["r"]] = ok
+    return found
+
+
+def difference(a: list[dict], b: list[dict]) -> Estimate | None:
+    """Paired difference of the main metric, configuration ``a`` minus ``b``; None while a side has no finished run.
+
+    Seeds that both sides have are compared; where they share none, the first seeds of each, row by row. Without
+    predictions.csv (a clone holds run.json alone) and with fewer than three common seeds there is no interval.
+    """
+    a, b = finished_ok(a), finished_ok(b)
+    if not a or not b:
+        return None
+    by_seed = {run["spec"]["seed"]: run for run in b}
+    pairs = [(run, by_seed[run["spec"]["seed"]]) for run in a if run["spec"]["seed"] in by_seed] or [(a[0], b[0])]
+    metric = main_metric(a[0])
+    left, right = ([predictions(run) for run in side] for side in zip(*pairs, strict=True))
+    if any(t is None for t in (*left, *right)):
+        values = [x["metrics"][metric] - y["metrics"][metric] for x, y in pairs]
+        if len(values) >= MIN_SEEDS and np.ptp(values) > 0:
+            return t_interval(values, over="paired seeds")
+        return Estimate(float(np.mean(values)), np.nan, np.nan, "no interval: predictions.csv is not here", len(values))
+    for x, y in zip(left, right, strict=True):
+        if not np.array_equal(x["row"], y["row"]):
+            raise UsageError(
+                must(
+                    "predictions of two runs",
+                    "be of the same rows in the same order",
+                    f"{pairs[0][0]['run_id']} and {pairs[0][1]['run_id']}",
+                    "Redo the runs on one task",
+                )
+            )
+    return paired_difference([_columns(t) for t in left], [_columns(t) for t in right], metric=metric)
+
+
+def something_to_lose(runs: list[dict]) -> Estimate | None:
+    """How much full fine-tuning gains over a trained head on the frozen model; None while a side is missing.
+
+    Where that is not more than the margin, equal scores of LoRA and full fine-tuning show nothing: freezing the model
+    would have been as good. Trials of equivalence call it assay sensitivity.
+    """
+    groups = configurations(runs)
+    head = max((finished_ok(g) for g in groups if g[0]["spec"]["method"] == "head"), key=len, default=[])
+    return difference(full_reference(groups), head)
+
+
+def mean_score(ok: list[dict]) -> Estimate:
+    """Mean score of a configuration's finished runs with its interval."""
+    metric = main_metric(ok[0])
+    tables = [predictions(run) for run in ok]
+    if all(t is not None for t in tables):
+        return score_interval([_columns(t) for t in tables], metric=metric)
+    values = [run["metrics"][metric] for run in ok]
+    if len(values) >= MIN_SEEDS and np.ptp(values) > 0:
+        return t_interval(values)
+    if len(values) == 1 and metric == "accuracy":
+        # The accuracy and n say how many rows were right, which is all that its bootstrap needs.
+        n = ok[0]["task"]["n_eval"]
+        return bootstrap_mean(np.arange(n) < round(values[0] * n), bounds=(0.0, 1.0))
+    return Estimate(float(np.mean(values)), np.nan, np.nan, "no interval: predictions.csv is not here", len(values))
+
+
+def predictions(run: dict) -> pd.DataFrame | None:
+    """A run's predictions.csv: row, label, prediction, score; None where the file is not there."""
+    path = Path(run["path"]) / "predictions.csv"
+    try:
+        return _read_predictions(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=128)
+def _read_predictions(path: Path, mtime_ns: int) -> pd.DataFrame:
+    """Kept in memory: tables are made anew after each run of a sweep, and a finished run does not change."""
+    return pd.read_csv(path, dtype={"row": str}, keep_default_na=False, na_values=[""])
+
+
+def _columns(table: pd.DataFrame) -> tuple:
+    return table["label"].to_numpy(), table["prediction"].to_numpy(), table["score"].to_numpy()

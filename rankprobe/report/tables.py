@@ -1,0 +1,244 @@
+"""Runs of one comparison → the CSV tables that people read: a row a run, a row a configuration, merged spectra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rankprobe.report.comparison import (
+    configurations,
+    difference,
+    finished_ok,
+    full_reference,
+    main_metric,
+    mean_score,
+    one_comparison,
+)
+
+METHOD_COLUMNS = [
+    "model",
+    "task",
+    "method",
+    "r",
+    "alpha",
+    "targets",
+    "lr",
+    "n_seeds",
+    "n_eval",
+    "trainable_params",
+    "head_params",
+    "trainable_pct",
+    "metric",
+    "accuracy_mean",
+    "accuracy_ci_low",
+    "accuracy_ci_high",
+    "ci_method",
+    "diff_vs_full",
+    "diff_ci_low",
+    "diff_ci_high",
+    "diff_ci_method",
+    "train_time_s",
+    "tokens_per_s",
+    "peak_memory_bytes",
+    "latency_ms",
+    "latency_ratio",
+    "n_diverged",
+    "n_failed",
+    "dropout",
+    "rslora",
+    "split",
+    "train_size",
+    "epochs",
+    "dtype",
+    "eval_sha256",
+]
+
+
+def runs_table(runs: list[dict]) -> pd.DataFrame:
+    """One row a run, failed and diverged ones too.
+
+    Parameters
+    ----------
+    runs : list of dict
+        Of one comparison.
+    """
+    rows = []
+    for run in (r for group in configurations(one_comparison(runs)) for r in group):
+        spec, params, times = run["spec"], run.get("params") or {}, run.get("timings") or {}
+        metrics, name = run.get("metrics") or {}, main_metric(run)
+        rows.append(
+            {
+                "run_id": run["run_id"],
+                "status": run["status"],
+                "error": run.get("error"),
+                **spec,
+                "eval_sha256": run["task"]["eval_sha256"],
+                "n_train": run["task"]["n_train"],
+                "n_eval": run["task"]["n_eval"],
+                "metric": name,
+                "accuracy": metrics.get(name),
+                "loss": metrics.get("loss"),
+                "total_params": params.get("total"),
+                "trainable_params": params.get("trainable"),
+                "head_params": params.get("head"),
+                **{
+                    key: times.get(key)
+                    for key in ("train_time_s", "eval_time_s", "steps", "tokens_per_s", "peak_memory_bytes")
+                },
+                "commit": (run.get("git") or {}).get("commit"),
+                "dirty": (run.get("git") or {}).get("dirty"),
+            }
+        )
+    return _integers(
+        pd.DataFrame(rows), "r", "steps", "total_params", "trainable_params", "head_params", "peak_memory_bytes"
+    )
+
+
+def methods_table(runs: list[dict], latency: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row a configuration, with intervals and the paired difference to full fine-tuning.
+
+    Parameters
+    ----------
+    runs : list of dict
+        Of one comparison; may be partial.
+    latency : DataFrame, optional
+        latency.csv. The row shown is the smallest batch's, where added work weighs most (Hu et al. 2021, Table 1).
+
+    Returns
+    -------
+    DataFrame, columns :data:`METHOD_COLUMNS`
+        Scores and differences as fractions; train_time_s and peak_memory_bytes are medians over seeds. Configurations
+        without a finished run keep their row: ``n_diverged`` and ``n_failed`` say why their numbers are missing.
+
+    Raises
+    ------
+    UsageError
+        If the runs are of several comparisons, such as two evaluation sets.
+    """
+    groups = configurations(one_comparison(runs))
+    full = full_reference(groups)
+    table = pd.DataFrame([_method_row(g, full, latency) for g in groups], columns=METHOD_COLUMNS)
+    return _integers(table, "r", "trainable_params", "head_params", "peak_memory_bytes")
+
+
+def rank_sweep_table(methods: pd.DataFrame) -> pd.DataFrame:
+    """The LoRA rows of :func:`methods_table`, by targets and r."""
+    return methods[methods["method"] == "lora"].sort_values(["targets", "r", "alpha", "lr"], ignore_index=True)
+
+
+def merged_ranks(runs: list[dict]) -> pd.DataFrame:
+    """ranks.csv of all finished runs, with run_id, method, r and seed."""
+    return _merged(finished_ok(one_comparison(runs)), "ranks.csv")
+
+
+def merged_spectra(runs: list[dict]) -> pd.DataFrame:
+    """spectra.csv of each configuration's first finished seed; further seeds stay in their run folders.
+
+    Singular values have six significant digits here: the table is for reading and drawing.
+    """
+    first = [ok[0] for g in configurations(one_comparison(runs)) if (ok := finished_ok(g))]
+    table = _merged(first, "spectra.csv", ("run_id",))
+    if len(table):
+        table["sigma"] = [float(f"{s:.6g}") for s in table["sigma"]]
+    return table
+
+
+def merged_truncation(runs: list[dict]) -> pd.DataFrame:
+    """truncation.csv of all finished runs that have one, with run_id, method, r and seed."""
+    return _merged(finished_ok(one_comparison(runs)), "truncation.csv")
+
+
+def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | None) -> dict:
+    first, ok = group[0], finished_ok(group)
+    spec, task = first["spec"], first["task"]
+    row = {
+        "model": first["model"]["name"],
+        "task": task["name"],
+        "metric": main_metric(first),
+        "n_seeds": len(ok),
+        "n_eval": task["n_eval"],
+        "eval_sha256": task["eval_sha256"],
+        "n_diverged": sum(run["status"] == "diverged" for run in group),
+        "n_failed": sum(run["status"] == "failed" for run in group),
+        **{
+            name: spec.get(name)
+            for name in (
+                "method",
+                "r",
+                "alpha",
+                "targets",
+                "lr",
+                "dropout",
+                "rslora",
+                "split",
+                "train_size",
+                "epochs",
+                "dtype",
+            )
+        },
+    }
+    params = next((run["params"] for run in group if run.get("params")), None)
+    if params:
+        row |= {
+            "trainable_params": params["trainable"],
+            "head_params": params["head"],
+            "trainable_pct": 100 * params["trainable"] / params["total"],
+        }
+    if not ok:
+        return row
+    accuracy = mean_score(ok)
+    row |= {
+        "accuracy_mean": accuracy.estimate,
+        "accuracy_ci_low": accuracy.low,
+        "accuracy_ci_high": accuracy.high,
+        "ci_method": accuracy.method,
+    }
+    for name in ("train_time_s", "tokens_per_s", "peak_memory_bytes"):
+        values = [v for run in ok if (v := (run.get("timings") or {}).get(name)) is not None]
+        row[name] = float(np.median(values)) if values else None
+    if spec["method"] != "full" and (gap := difference(ok, full)):
+        row |= {
+            "diff_vs_full": gap.estimate,
+            "diff_ci_low": gap.low,
+            "diff_ci_high": gap.high,
+            "diff_ci_method": gap.method,
+        }
+    return row | _latency_of(spec, latency)
+
+
+def _latency_of(spec: dict, latency: pd.DataFrame | None) -> dict:
+    """Latency at the smallest batch of what this configuration serves: its own shapes, or the base's."""
+    if latency is None or latency.empty:
+        return {}
+    variant = {"full": "full", "head": "base", "lora": "lora_merged"}.get(spec["method"])
+    rows = latency[latency["variant"] == variant]
+    if spec["method"] == "lora":
+        rows = rows[(rows["r"] == spec["r"]) & (rows["targets"] == spec["targets"])]
+    if rows.empty:
+        return {}
+    row = rows.sort_values(["batch", "length"]).iloc[0]
+    return {"latency_ms": row["latency_ms"], "latency_ratio": row["ratio"]}
+
+
+def _merged(runs: list[dict], name: str, keys: tuple[str, ...] = ("run_id", "method", "r", "seed")) -> pd.DataFrame:
+    tables = []
+    for run in runs:
+        path = Path(run["path"]) / name
+        if path.exists():
+            table = pd.read_csv(path)
+            for place, key in enumerate(keys):
+                table.insert(place, key, run["run_id"] if key == "run_id" else run["spec"].get(key))
+            tables.append(table)
+    if not tables:
+        return pd.DataFrame()
+    return _integers(pd.concat(tables, ignore_index=True), "r", "layer")
+
+
+def _integers(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Whole numbers that may be missing stay whole numbers in the CSV: ``8``, not ``8.0``."""
+    for column in columns:
+        if column in table:
+            table[column] = pd.to_numeric(table[column]).round().astype("Int64")
+    return table

@@ -24,7 +24,7 @@ def params(model: str, targets: tuple[str, ...], rs: tuple[int, ...], labels: in
     from rankprobe.cli.show import print_table
     from rankprobe.experiment.parameters import parameter_table
     from rankprobe.paper.architectures import PAPER_MODELS, paper_config
-    from rankprobe.weights.source import load_config
+    from rankprobe.weights.pretrained import load_config
 
     config = paper_config(model) if model in PAPER_MODELS else load_config(model)
     table = parameter_table(config, num_labels=labels, targets=list(targets), rs=list(rs))

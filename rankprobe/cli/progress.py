@@ -40,7 +40,7 @@ class TerminalObserver:
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:
         """A stage of the current run moved on."""
         words = {"train": "", "evaluate": "evaluating ", "svd": "SVD of dW ", "truncate": "truncating dW "}
-        count = f"{done:,}/{total:,}" if total else f"{done:,}"
+        count = f"{done:,}/{total:,}" if total else ""
         completed = self._base + (done if name == "train" else self._steps)
         self._show(completed, self._label, f"{words.get(name, name + ' ')}{count} {note}".strip())
 

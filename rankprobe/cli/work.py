@@ -37,8 +37,12 @@ def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = No
 
 
 def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title: str, latency: LatencyPlan | None = None,
-                keep_weights: bool = True) -> None:
+                measure_latency: bool = True, keep_weights: bool = True,
+                everything: Sequence[PlannedStudy] | None = None) -> None:
     """Do what is left, with a progress bar; tables are renewed after every run, pictures and pages at the end.
+
+    ``everything`` holds all the studies that the folder is about, where ``studies`` is only the part to do now: what
+    else is finished already is reported too.
 
     Raises
     ------
@@ -49,26 +53,27 @@ def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title:
         "name": name,
         "title": title,
         "command": shlex.join(["rankprobe", *(_without_folders(sys.argv[1:]))]),
-        "runs": [run.run_id for study in studies for run in study.runs],
+        "runs": [run.run_id for study in everything or studies for run in study.runs],
         "latency": latency.run_id if latency else None,
     }
     claim_output(out, plan)
-    runs_folder = studies[0].runs[0].folder.parent
+    runs_folder = (everything or studies)[0].runs[0].folder.parent
     observer = TerminalObserver(sum(study.steps_left for study in studies))
     bad = {}
     with observer.live():
         for study in studies:
-            rounds = study.rounds()
-            for i, round_ in enumerate(rounds):
+            for round_ in study.rounds():
                 for record in run_study(round_, keep_weights=keep_weights, observer=observer):
                     _say(observer, record)
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
                     render(out, plan, runs_folder, figures=False)
-                if i == 0 and study is studies[0] and latency is not None:
+                if measure_latency:
                     # After the first round: every table has its first row by then, and a killed job still has latency.
-                    observer.begin("latency", 0)
-                    execute_latency(latency, observer=observer)
+                    _latency(latency, observer)
+                    measure_latency = False
+        if measure_latency:
+            _latency(latency, observer)
         observer.begin("tables, pictures and pages", 0)
         render(out, plan, runs_folder)
     click.echo(f"{out / 'report.html'}")
@@ -82,6 +87,35 @@ def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) ->
     runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
     build_report(runs, latency, published(), out, title=plan["title"], settings={"command": plan["command"]}, figures=figures)
+
+
+def paper_lines(scale) -> None:
+    """Print the plan of a scale whose models are not at hand: settings and parameter counts, from the meta device."""
+    import pandas as pd
+
+    from rankprobe.experiment.parameters import parameter_table
+    from rankprobe.paper.architectures import paper_config
+
+    labels = {"mnli": 3, "stsb": 1}
+    rows = []
+    for study in scale.studies:
+        for c in study.configurations:
+            counts = parameter_table(paper_config(study.model), num_labels=labels.get(study.task, 2),
+                                     targets=[c.targets or "q,v"], rs=[c.r or 1]).set_index("method").loc[c.method]
+            rows.append({"task": study.task, "model": study.model, "method": c.method, "r": c.r, "alpha": c.alpha,
+                         "targets": c.targets, "lr": c.lr, "epochs": study.epochs, "batch": study.batch_size,
+                         "length": study.max_length, "seeds": c.seeds, "method_params": int(counts["method_params"]),
+                         "trainable": int(counts["trainable_params"])})
+    table = pd.DataFrame(rows)
+    table["r"] = table["r"].astype("Int64")
+    print_table(table, title=f"{table['seeds'].sum()} runs; needs a GPU, the hub and the extra 'hub'")
+    click.echo(f"latency at (batch, length) = {', '.join(map(str, scale.shapes))}")
+
+
+def _latency(plan: LatencyPlan | None, observer: TerminalObserver) -> None:
+    if plan is not None:
+        observer.begin("latency", 0)
+        execute_latency(plan, observer=observer)
 
 
 def _say(observer: TerminalObserver, record: dict) -> None:

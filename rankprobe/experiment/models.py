@@ -51,7 +51,18 @@ def load_base(spec: RunSpec, source: ModelSource, task: Task) -> tuple[nn.Module
     """The pretrained model with the seed's fresh head: where every method starts. Also the head's parameter names."""
     problem = "regression" if task.is_regression else "classification"
     model, tokenizer, missing = load_classifier(source, max(1, len(task.labels)), seed=spec.seed, problem=problem)
+    pick_attention(model, spec.device)
     return model.to(spec.device), tokenizer, head_parameters(model, missing)
+
+
+def pick_attention(model: nn.Module, device: str) -> None:
+    """Plain attention on a CPU: torch's fused one has a slow backward there.
+
+    Measured on MiniLM, batch 32, 40 tokens, bfloat16: a LoRA step takes 0.12 s instead of 0.27 s, a full one 0.19 s
+    instead of 0.35 s. On a GPU the fused kernels are the fast ones.
+    """
+    if device == "cpu" and model.config._attn_implementation != "eager":
+        model.set_attn_implementation("eager")
 
 
 def prepare(spec: RunSpec, source: ModelSource, task: Task) -> Prepared:
@@ -104,6 +115,7 @@ def load_trained(folder: Path, spec: RunSpec, source: ModelSource, task: Task) -
         problem = "regression" if task.is_regression else "classification"
         model, tokenizer, _ = load_classifier(find_model(folder / MODEL_FOLDER), max(1, len(task.labels)),
                                               seed=spec.seed, problem=problem)
+        pick_attention(model, spec.device)
         return Prepared(model.to(spec.device), tokenizer, head_parameters(model), {})
     model, tokenizer, head = load_base(spec, source, task)
     layers: dict[str, LoRALayer] = {}

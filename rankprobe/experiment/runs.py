@@ -15,6 +15,7 @@ from typing import Protocol
 
 import pandas as pd
 
+from rankprobe.analysis.bootstrap import accuracy
 from rankprobe.analysis.spectrum import spectrum
 from rankprobe.errors import RankprobeError
 from rankprobe.experiment.models import Prepared, count_parameters, prepare, save_trained, set_threads, snapshot
@@ -145,6 +146,8 @@ def trained_predictions(run: PlannedRun, prepared: Prepared, observer: Observer 
 def task_score(task: Task) -> Callable:
     """The task's main metric as ``(labels, predictions) -> float``."""
     main = task.metrics[0]
+    if main == "accuracy":
+        return accuracy  # the bootstrap knows this very function and resamples counts instead of rows
     return lambda labels, predictions: score((main,), labels, predictions, None)[main]
 
 
@@ -174,7 +177,7 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
             "score": predicted.scores}))
         if spec.method != "head":
             deltas = lora_deltas(prepared.layers) if prepared.layers else full_deltas(W0, snapshot(prepared.model))
-            ranks, spectra = spectrum(deltas, progress=lambda done: observer.stage("svd", done, 0))
+            ranks, spectra = spectrum(deltas, progress=lambda delta: observer.stage("svd", 0, 0, delta.name))
             write_table(run.folder / "ranks.csv", ranks)
             write_table(run.folder / "spectra.csv", spectra)
         if keep_weights:

@@ -134,6 +134,11 @@ def load_runs(folders) -> list[dict]:
     return runs
 
 
+def read_latency(folder: Path) -> pd.DataFrame | None:
+    """A finished latency measurement's table; None where there is none."""
+    return pd.read_csv(Path(folder) / "latency.csv") if finished(Path(folder)) else None
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process alone.

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Study, parse_configuration
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
-from rankprobe.tasks.files import FileSpec
 from rankprobe.tasks.load import load_task
 from rankprobe.weights.source import find_model
+
+if TYPE_CHECKING:
+    from rankprobe.tasks.files import FileSpec
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
@@ -13,7 +14,7 @@ from rankprobe.weights.source import VOCABULARY_FILES, ModelSource, find_model, 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ModelSource", "find_model", "load_classifier"]
+__all__ = ["ModelSource", "find_model", "load_classifier", "load_config"]
 
 
 def load_classifier(
@@ -83,6 +84,26 @@ def load_classifier(
     _refuse_missing_body(model, missing, source)
     _settle_padding(model, tokenizer, source)
     return model.eval(), tokenizer, missing
+
+
+def load_config(name_or_path: str) -> PretrainedConfig:
+    """A model's configuration alone: of a folder (weights need not be there), else of what :func:`find_model` finds.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model, or its config.json cannot be read.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(name_or_path).expanduser()
+    if not (folder / "config.json").is_file():
+        folder = find_model(name_or_path).path
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        rule = "be of an architecture that this transformers knows"
+        raise UsageError(must("config.json", rule, one_line(error), "Pass another --model")) from error
 
 
 @contextlib.contextmanager

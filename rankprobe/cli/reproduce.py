@@ -1,0 +1,55 @@
+"""``rankprobe reproduce-paper``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rankprobe.cli import options as o
+
+
+@click.command("reproduce-paper", epilog="\b\nExamples:\n  rankprobe reproduce-paper --scale smoke\n"
+               "  rankprobe reproduce-paper --only dw-low-rank-by-function\n"
+               "  rankprobe reproduce-paper --scale paper --dry-run")
+@click.option("--scale", type=click.Choice(["smoke", "small", "paper"]), default="small", show_default=True,
+              help="smoke: a minute. small: MiniLM on docmatch, under 25 minutes on 2 cores. paper: RoBERTa on GLUE, for a GPU.")
+@click.option("--only", default=None, metavar="CLAIM", help="Do only what this claim needs (a claim_id of claims.csv).")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="[default: results/reproduce-paper-SCALE]")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Folder with GLUE's files (scale paper).")
+@o.seed_option
+@o.compute_options
+@o.runs_option
+@click.option("--dry-run", is_flag=True, help="Print the runs and their parameter counts, and stop.")
+def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: bool, **options) -> None:
+    """Test the LoRA paper's claims: train, decompose, time, compare, report.
+
+    Fine-tunes one pretrained model fully and with LoRA at several r, takes the SVD of every dW, measures accuracy
+    against kept rank and latency, and writes tables, pictures, report.html and claims.csv with a verdict a claim.
+    Tables are renewed after every run; killed at any moment, the same command goes on where it stopped.
+    """
+    from rankprobe.paper.reproduce import load_scale, needs_of, only_what_is_needed
+
+    chosen = load_scale(scale, seed=options["seed"])
+    needs = needs_of(only) if only else None
+    if dry_run and scale == "paper":
+        from rankprobe.cli.work import paper_lines
+
+        paper_lines(chosen)
+        return
+    from rankprobe.cli.work import plan_lines, run_studies
+    from rankprobe.experiment.latency import plan_latency
+    from rankprobe.experiment.sweep import plan_study
+
+    place = o.place({**options})
+    everything = [plan_study(study, place) for study in chosen.studies]
+    latency = plan_latency(everything[0].runs[0].source, place.runs, r=chosen.latency_r, targets="q,v", shapes=chosen.shapes,
+                           budget_s=chosen.latency_budget_s, dtype=place.dtype, device=place.device, threads=place.threads)
+    todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything
+    if dry_run:
+        plan_lines(todo, latency if needs is None or needs.latency else None)
+        return
+    model, task = everything[0].runs[0].source.name, everything[0].runs[0].task.name
+    title = f"Is LoRA as good as full fine-tuning? {model} on {task}" if len(everything) == 1 else "LoRA on GLUE, RoBERTa base"
+    run_studies(todo, out or Path("results") / f"reproduce-paper-{scale}", name=f"reproduce-paper {scale}", title=title,
+                latency=latency, measure_latency=needs is None or needs.latency, everything=everything)

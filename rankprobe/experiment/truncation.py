@@ -1,0 +1,86 @@
+"""Functional rank of a finished run: accuracy after cutting every block update to rank k. truncation.csv."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rankprobe.analysis.functional_rank import functional_ranks
+from rankprobe.analysis.truncation import RULES, decompose_updates, most_directions, truncation_curve, truncation_ks
+from rankprobe.experiment.models import load_base, load_trained, set_threads, snapshot
+from rankprobe.experiment.runs import Observer, PlannedRun, Silent, task_score
+from rankprobe.experiment.store import write_table
+from rankprobe.methods.full import full_deltas
+from rankprobe.methods.lora import lora_deltas, unload_lora
+from rankprobe.training.batches import encode
+from rankprobe.training.evaluate import predict
+from rankprobe.weights.architecture import block_sites, model_shapes
+
+CURVE_FILE, RANK_FILE = "truncation.csv", "functional_rank.csv"
+
+
+def truncation_done(run: PlannedRun) -> bool:
+    """Whether a run's functional rank is there; it is written last."""
+    return (run.folder / RANK_FILE).is_file()
+
+
+def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.DataFrame:
+    """Measure accuracy against kept rank on a finished run's own evaluation rows, in its dtype.
+
+    Writes truncation.csv after every point, then functional_rank.csv. With the rule ``rest_tuned`` the point at
+    k = p is the run's own model, whose stored predictions it must give again.
+
+    Parameters
+    ----------
+    run : PlannedRun
+        Finished, with its weights kept; method full or lora.
+    observer : Observer, optional
+
+    Returns
+    -------
+    DataFrame
+        functional_rank.csv: a row a rule and q (0.9, 0.99).
+    """
+    observer = observer or Silent()
+    spec, task = run.spec, run.task
+    set_threads(spec.threads)
+    base, tokenizer, _ = load_base(spec, run.source, task)
+    W0 = snapshot(base)
+    trained = load_trained(run.folder, spec, run.source, task)
+    if trained.layers:
+        deltas = list(lora_deltas(trained.layers))
+        for layer in trained.layers.values():
+            layer.merge()
+        unload_lora(trained.model)
+    W1 = snapshot(trained.model)
+    if not trained.layers:
+        deltas = full_deltas(W0, W1)
+    sites = block_sites(model_shapes(base))
+    updates = decompose_updates(W0, W1, deltas, sites)
+    rows = encode(tokenizer, task.eval, spec.max_length)
+    labels = [e.label for e in task.eval]
+
+    def evaluate(state: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        _load(base, state)
+        found = predict(base, rows, labels, tokenizer.pad_token_id, regression=task.is_regression, dtype=spec.dtype)
+        return found.labels, found.predictions
+
+    score = task_score(task)
+    ks = truncation_ks(most_directions(updates))
+    points = []
+    for point in truncation_curve(W0, W1, updates, evaluate, score, head=trained.head, ks=ks):
+        points.append(point)
+        observer.stage("truncate", len(points), len(ks) * len(RULES), f"k={point.k} {task.metrics[0]} {point.score:.3f}")
+        write_table(run.folder / CURVE_FILE, pd.DataFrame([p.row() for p in points]))
+    ranks = pd.DataFrame([found.row() for found in functional_ranks(points, score)])
+    write_table(run.folder / RANK_FILE, ranks)
+    return ranks
+
+
+@torch.no_grad()
+def _load(model: torch.nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy parameters into a model by name."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(state[name])

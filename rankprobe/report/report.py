@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from rankprobe.experiment.store import write_table
-from rankprobe.report.claims import Evidence, claims_table
 from rankprobe.report.comparison import comparisons
-from rankprobe.report.tables import (
-    merged_ranks,
-    merged_spectra,
-    merged_truncation,
-    methods_table,
-    rank_sweep_table,
-    runs_table,
-)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All tables of one comparison, by the name of their CSV file. A table is empty while its data are missing.
-
-    Attributes
-    ----------
-    runs : list of dict
-        run.json contents with ``path``.
-    tables : dict of str to DataFrame
-        runs, methods, rank_sweep, claims, ranks, spectra, truncation, latency.
-    """
-
-    runs: list[dict]
-    tables: dict[str, pd.DataFrame]
+from rankprobe.report.findings import find
 
 
 def build_report(
@@ -68,7 +43,7 @@ def build_report(
     Notes
     -----
     Runs on different models, rows or settings never meet in a table: each such comparison gets a folder of its own
-    inside ``out`` and the pages there.
+    inside ``out``.
     """
     parts = comparisons(runs) or [[]]
     for part in parts:
@@ -77,22 +52,13 @@ def build_report(
         for name, table in found.tables.items():
             if len(table.columns):
                 write_table(folder / "tables" / f"{name}.csv", table)
+        if figures:
+            from rankprobe.report.plots import draw_pictures
+            from rankprobe.report.style import save_picture
 
-
-def find(runs: list[dict], latency: pd.DataFrame | None, published: pd.DataFrame) -> Findings:
-    """All tables of one comparison."""
-    methods, ranks = methods_table(runs, latency), merged_ranks(runs)
-    tables = {
-        "runs": runs_table(runs),
-        "methods": methods,
-        "rank_sweep": rank_sweep_table(methods),
-        "claims": claims_table(Evidence(runs, methods, ranks, latency, published)),
-        "ranks": ranks,
-        "spectra": merged_spectra(runs),
-        "truncation": merged_truncation(runs),
-        "latency": pd.DataFrame() if latency is None else latency,
-    }
-    return Findings(runs, tables)
+            pictures = draw_pictures(found)
+            for picture in pictures:
+                save_picture(picture, folder / "figures")
 
 
 def _slug(part: list[dict], parts: list[list[dict]]) -> str:

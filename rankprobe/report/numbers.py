@@ -1,0 +1,156 @@
+"""Numbers as people read them: percent, points, counts with separators, intervals in brackets."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+MINUS = "−"
+MISSING = "–"
+
+
+def missing(value: object) -> bool:
+    """Whether a table's cell holds nothing: None, NaN or pandas' NA.
+
+    >>> missing(None), missing(float("nan")), missing(0)
+    (True, True, False)
+    """
+    return bool(pd.isna(value))
+
+
+def number(value: object, digits: int = 1, *, sign: bool = False) -> str:
+    """Fixed digits, thousands separated, a true minus.
+
+    >>> number(-1.25, 2), number(0.8, sign=True), number(None), number(22713986, 0)
+    ('−1.25', '+0.8', '–', '22,713,986')
+    """
+    if missing(value):
+        return MISSING
+    if math.isinf(value):
+        return f"{MINUS if value < 0 else ''}∞"
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def interval(low: object, high: object, digits: int = 1, *, sign: bool = False) -> str:
+    """``[low, high]``; empty while there is none.
+
+    >>> interval(-3.54, 0.65, sign=True), interval(None, None)
+    ('[−3.5, +0.7]', '')
+    """
+    if missing(low) or missing(high):
+        return ""
+    return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
+
+
+def with_interval(
+    value: object, low: object, high: object, digits: int = 1, *, unit: str = "", sign: bool = False
+) -> str:
+    """A value with its unit and interval.
+
+    >>> with_interval(77.1, 76.0, 78.2, unit="%")
+    '77.1 % [76.0, 78.2]'
+    """
+    text = number(value, digits, sign=sign)
+    if text == MISSING:
+        return text
+    return " ".join(part for part in (text, unit, interval(low, high, digits, sign=sign)) if part)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of rows and reads best in percent; correlations do not."""
+    return metric in ("accuracy", "f1")
+
+
+def score(metric: str, value: object, low: object = None, high: object = None) -> str:
+    """A score as tables show it.
+
+    >>> score("accuracy", 0.771, 0.75, 0.79), score("matthews", 0.634)
+    ('77.1 % [75.0, 79.0]', '0.634')
+    """
+    if is_share(metric):
+        return with_interval(*(None if missing(v) else 100 * v for v in (value, low, high)), unit="%")
+    return with_interval(value, low, high, 3)
+
+
+def points(value: object, low: object = None, high: object = None) -> str:
+    """A difference of scores in points, hundredths of the metric's scale.
+
+    >>> points(-0.0144, -0.0354, 0.0065)
+    '−1.4 [−3.5, +0.7]'
+    """
+    return with_interval(*(None if missing(v) else 100 * v for v in (value, low, high)), sign=True)
+
+
+def percent(value: object) -> str:
+    """A percentage that may be tiny, to three significant digits.
+
+    >>> percent(100.0), percent(0.327983), percent(0.00339), percent(6.25)
+    ('100 %', '0.328 %', '0.00339 %', '6.25 %')
+    """
+    if missing(value):
+        return MISSING
+    digits = 0 if value == 0 or value >= 99.95 else max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{number(value, digits)} %"
+
+
+def count(value: object) -> str:
+    """A whole number with separators.
+
+    >>> count(74498)
+    '74,498'
+    """
+    return number(value, 0)
+
+
+def duration(seconds: object) -> str:
+    """Seconds, or minutes and seconds.
+
+    >>> duration(81.2), duration(754.0), duration(3.14)
+    ('81 s', '12 min 34 s', '3.1 s')
+    """
+    if missing(seconds):
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def memory(size_bytes: object) -> str:
+    """Bytes as GB (10⁹) or MB.
+
+    >>> memory(1.234e9), memory(5.6e8)
+    ('1.23 GB', '560 MB')
+    """
+    if missing(size_bytes):
+        return MISSING
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def learning_rate(value: object) -> str:
+    """A rate without padding zeros.
+
+    >>> learning_rate(0.002), learning_rate(1e-4)
+    ('2e-3', '1e-4')
+    """
+    if missing(value):
+        return MISSING
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def method_name(row) -> str:
+    """A configuration's name: ``LoRA r = 8``, ``full fine-tuning``, ``head only``.
+
+    >>> method_name({"method": "lora", "r": 8}), method_name({"method": "head"}), method_name({"method": "bitfit"})
+    ('LoRA r = 8', 'head only', 'bitfit')
+    """
+    if row["method"] == "lora":
+        return f"LoRA r = {int(row['r'])}"
+    return {"full": "full fine-tuning", "head": "head only"}.get(row["method"], row["method"])

@@ -1,0 +1,32 @@
+"""Which pictures a report has, in its order."""
+
+from __future__ import annotations
+
+from rankprobe.report.findings import Findings
+from rankprobe.report.rank_plots import energy_heat_map, spectra, truncation_beside_energy
+from rankprobe.report.score_plots import accuracy_by_parameters, accuracy_by_r, latency_ratios
+from rankprobe.report.style import Picture, style
+
+
+def draw_pictures(findings: Findings) -> list[Picture]:
+    """Every picture for which there are data.
+
+    Parameters
+    ----------
+    findings : Findings
+
+    Returns
+    -------
+    list of Picture
+        Each with its caption; not saved yet.
+    """
+    drawers = (
+        accuracy_by_r,
+        truncation_beside_energy,
+        spectra,
+        energy_heat_map,
+        accuracy_by_parameters,
+        latency_ratios,
+    )
+    with style():
+        return [picture for draw in drawers if (picture := draw(findings)) is not None]

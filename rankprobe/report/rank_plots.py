@@ -1,0 +1,231 @@
+"""Pictures of dW: accuracy against kept rank beside the energy, spectra, and energy rank by layer and kind."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from rankprobe.report import numbers as say
+from rankprobe.report.claims import full_energy_shares, functional_ranks
+from rankprobe.report.comparison import configurations, full_reference, main_lora, main_metric
+from rankprobe.report.findings import Findings
+from rankprobe.report.score_plots import _score_ticks
+from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH_IN, Picture
+
+_KIND_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
+_RULES = {
+    "rest_tuned": ("everything else stays tuned", BLUE, "o", "-"),
+    "rest_base": ("everything else but the head reset to W0", ORANGE, "s", "--"),
+}
+
+
+def truncation_beside_energy(findings: Findings) -> Picture | None:
+    """Accuracy with the best rank-k part of full fine-tuning's dW, above the energy that this part holds."""
+    table = findings.tables["truncation"]
+    full = {run["run_id"]: run for run in full_reference(configurations(findings.runs))}
+    table = table[table["run_id"].isin(full)] if len(table) else table
+    if table.empty:
+        return None
+    run = full[table["run_id"].iloc[0]]
+    table = table[table["run_id"] == run["run_id"]]
+    metric = main_metric(run)
+    energy = _energy_curves(findings.tables["spectra"], findings.tables["ranks"], run["run_id"])
+    figure = Figure(figsize=(WIDTH_IN, 4.6 if energy is not None else 2.8), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(2 if energy is not None else 1, 1, sharex=True))
+    ks = sorted(set(table["k"].astype(int)))
+    top = panels[0]
+    for rule, (name, color, marker, line) in _RULES.items():
+        rows = table[table["rule"] == rule].sort_values("k")
+        if len(rows):
+            around = [rows["accuracy"] - rows["ci_low"], rows["ci_high"] - rows["accuracy"]]
+            top.errorbar(
+                _place(rows["k"]),
+                rows["accuracy"],
+                yerr=around,
+                color=color,
+                marker=marker,
+                ls=line,
+                capsize=2.5,
+                label=name,
+            )
+    top.set_ylabel(metric)
+    top.yaxis.set_major_formatter(_score_ticks(metric))
+    top.legend(loc="lower right", title="the best rank-k part of every dW is kept;", alignment="left")
+    words = [
+        f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW "
+        f"(full fine-tuning, seed {run['spec']['seed']}; n = {int(table['n'].iloc[0]):,} evaluation rows; bars are 95 % "
+        f"intervals, {table['ci_method'].iloc[0]})."
+    ]
+    found = next((r for r in functional_ranks([run]) if not say.missing(r.get("k"))), None)
+    if found:
+        _mark(top, found["k"], f"90 % of the gain: k = {found['k']:g}", BLUE)
+        words.append(
+            f"Vertical line: functional rank at 90 % of the gain, k = "
+            f"{say.with_interval(found['k'], found['ci_low'], found['ci_high'], 0)}."
+        )
+    if energy is not None:
+        words.append(_draw_energy(panels[1], energy))
+    panels[-1].set_xlabel("kept rank k (log scale)")
+    panels[-1].set_xticks(_place(ks), [str(k) for k in ks])
+    panels[-1].xaxis.set_minor_locator(NullLocator())
+    for axes in panels:
+        axes.grid()
+        axes.set_axisbelow(True)
+    return Picture("truncation", "How much of dW does the work?", figure, " ".join(words))
+
+
+def spectra(findings: Findings) -> Picture | None:
+    """Singular values of dW by kind, a line a layer: full fine-tuning beside LoRA."""
+    runs = [group[0] for group in (full_reference(configurations(findings.runs)), main_lora(findings.runs)) if group]
+    table, ranks = findings.tables["spectra"], findings.tables["ranks"]
+    if table.empty or ranks.empty:
+        return None
+    where = ranks.drop_duplicates("name").set_index("name")[["layer", "kind"]]
+    table = table[table["run_id"].isin([run["run_id"] for run in runs])].join(where, on="name").dropna(subset=["layer"])
+    table = table[(table["sigma"] > 0) & table["kind"].isin(_KIND_ORDER)]
+    if table.empty:
+        return None
+    kinds = [k for k in _KIND_ORDER if k in set(table["kind"])]
+    layers = sorted(set(table["layer"].astype(int)))
+    columns = min(3, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(WIDTH_IN, 0.7 + 1.95 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    shades = mpl.colormaps["viridis"]
+    scale = Normalize(layers[0], max(layers[-1], layers[0] + 1))
+    looks = {"full": {"ls": "-", "lw": 1.1}, "lora": {"ls": "--", "lw": 0.9, "marker": "o", "markersize": 3.2}}
+    for axes, kind in zip(panels, kinds, strict=False):
+        for run in runs:
+            mine = table[(table["run_id"] == run["run_id"]) & (table["kind"] == kind)]
+            for layer, lines in mine.groupby("layer"):
+                axes.plot(
+                    lines["index"],
+                    lines["sigma"],
+                    color=shades(0.92 * scale(int(layer))),
+                    **looks[run["spec"]["method"]],
+                )
+        axes.set_title(kind)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.grid()
+        axes.set_axisbelow(True)
+    for axes in panels[len(kinds) :]:
+        axes.set_visible(False)
+    figure.supxlabel("index of the singular value (log scale)", fontsize=9)
+    figure.supylabel("singular value σ of dW (log scale)", fontsize=9)
+    if len(layers) > 1:
+        bar = figure.colorbar(
+            mpl.cm.ScalarMappable(scale, mpl.colors.ListedColormap(shades(np.linspace(0, 0.92, 256)))),
+            ax=list(panels),
+            aspect=30,
+            pad=0.01,
+            ticks=layers if len(layers) <= 12 else None,
+        )
+        bar.set_label("layer")
+    names = {"full": "full fine-tuning", "lora": ""}
+    handles = []
+    for run in runs:
+        name = names[run["spec"]["method"]] or f"LoRA r = {run['spec']['r']} on {run['spec']['targets']}"
+        handles.append(Line2D([], [], color=BLACK, label=name, **looks[run["spec"]["method"]]))
+    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    matrices = table.groupby("run_id")["name"].nunique()
+    which = "; ".join(
+        f"{h.get_label()}, seed {run['spec']['seed']}, {matrices.get(run['run_id'], 0)} matrices"
+        for h, run in zip(handles, runs, strict=True)
+    )
+    caption = f"All singular values of dW = W1 − W0, a panel a kind of matrix and a line a layer ({which}). No interval: exact."
+    return Picture("spectra", "Singular values of dW", figure, caption)
+
+
+def energy_heat_map(findings: Findings) -> Picture | None:
+    """energy_rank_90 of full fine-tuning's dW by layer and kind."""
+    shares = full_energy_shares(findings.tables["ranks"], findings.runs)
+    if shares.empty:
+        return None
+    kinds = [k for k in _KIND_ORDER if k in set(shares["kind"])]
+    grid = shares.pivot_table(index="layer", columns="kind", values="pct", aggfunc="mean")[kinds]
+    grid.index = grid.index.astype(int)
+    counts = shares.pivot_table(index="layer", columns="kind", values="energy_rank_90", aggfunc="mean")[kinds]
+    figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.3 * len(grid)), layout="constrained")
+    axes = figure.subplots()
+    sns.heatmap(
+        grid.astype(float),
+        ax=axes,
+        cmap="viridis",
+        annot=counts.round().astype(int).to_numpy(),
+        fmt="d",
+        annot_kws={"fontsize": 8.5},
+        linewidths=0.8,
+        linecolor="white",
+        cbar_kws={"label": "% of min(m, n)", "aspect": 15},
+    )
+    axes.set_xlabel("kind of matrix")
+    axes.set_ylabel("layer")
+    axes.tick_params(axis="both", length=0)
+    axes.tick_params(axis="y", rotation=0)
+    seeds = len(full_reference(configurations(findings.runs)))
+    p = sorted(set(shares["p"].astype(int)))
+    caption = (
+        f"energy_rank_90 of full fine-tuning's dW: how many singular directions hold 90 % of Σσ². Numbers are directions out of "
+        f"min(m, n) = {', '.join(map(str, p))}, colour is their share; {len(shares)} matrices, mean of {seeds} "
+        f"seed{'s' if seeds > 1 else ''}."
+    )
+    return Picture("energy_rank", "Energy rank by layer and kind", figure, caption)
+
+
+def _place(ks) -> np.ndarray:
+    """Position of k on an axis that is logarithmic from 1 on and still has a 0."""
+    k = np.asarray(ks, dtype=float)
+    return np.where(k < 1, k - 1, np.log2(np.maximum(k, 1)))
+
+
+def _mark(axes, k: float, text: str, color: str) -> None:
+    x = float(_place(k))
+    axes.axvline(x, color=color, lw=1, ls=(0, (1, 1.5)))
+    axes.annotate(
+        text,
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 2),
+        textcoords="offset points",
+        fontsize=8,
+        color=color,
+        va="bottom",
+        annotation_clip=False,
+    )
+
+
+def _energy_curves(table: pd.DataFrame, ranks: pd.DataFrame, run_id: str) -> pd.DataFrame | None:
+    """Share of Σσ² in the first k values, a column a block matrix, k from 1 to the largest p."""
+    if table.empty or ranks.empty:
+        return None
+    blocks = ranks[(ranks["run_id"] == run_id) & ranks["layer"].notna() & ranks["kind"].isin(_KIND_ORDER)]["name"]
+    mine = table[(table["run_id"] == run_id) & table["name"].isin(blocks)]
+    if mine.empty:
+        return None
+    power = mine.assign(power=mine["sigma"] ** 2).pivot(index="index", columns="name", values="power").fillna(0.0)
+    total = power.sum()
+    return (power.cumsum() / total).loc[:, total > 0]
+
+
+def _draw_energy(axes, energy: pd.DataFrame) -> str:
+    """Median over matrices with the band of all of them; gives the caption's words."""
+    x = _place(np.r_[0, energy.index])
+    low, mid, high = (np.r_[0, curve] for curve in (energy.min(axis=1), energy.median(axis=1), energy.max(axis=1)))
+    axes.fill_between(x, low, high, facecolor=GREEN, alpha=0.15, edgecolor=GREEN, hatch="\\\\", lw=0)
+    axes.plot(x, mid, color=GREEN)
+    axes.axhline(0.9, color=GREY, lw=1, ls=":")
+    axes.set_ylabel("share of the energy Σσ²")
+    axes.yaxis.set_major_formatter(_score_ticks("accuracy"))
+    reached = (energy >= 0.9).idxmax()
+    _mark(axes, float(reached.median()), f"90 % of the energy: k = {reached.median():g}", GREEN)
+    return (
+        f"Below: energy in the first k directions, median and range over {energy.shape[1]} block matrices; 90 % needs "
+        f"{int(reached.min())} to {int(reached.max())} directions, median {reached.median():g}."
+    )

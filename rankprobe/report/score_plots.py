@@ -1,0 +1,250 @@
+"""Pictures of what comes out: accuracy against r and against trainable parameters, latency."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from rankprobe.report import numbers as say
+from rankprobe.report.claims import LATENCY_MARGIN
+from rankprobe.report.findings import Findings
+from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES, WIDTH_IN, Picture, broken_axis
+
+_VARIANTS = {
+    "base_copy": ("second copy of the base (A/A)", GREY, "D"),
+    "full": ("full fine-tuning", BLACK, "s"),
+    "lora_merged": ("LoRA, merged", BLUE, "o"),
+    "lora_unmerged": ("LoRA, not merged", ORANGE, "^"),
+}
+
+
+def accuracy_by_r(findings: Findings) -> Picture | None:
+    """The main metric of LoRA against r, with full fine-tuning's interval as a band and the trained head as a line."""
+    methods = _finished(findings)
+    sweep = methods[methods["method"] == "lora"]
+    if sweep.empty:
+        return None
+    full, head = _first(methods, "full"), _first(methods, "head")
+    metric = sweep["metric"].iloc[0]
+    figure, parts = broken_axis(_ends(methods, "lora", "full", "head"))
+    targets = list(dict.fromkeys(sweep["targets"]))
+    for (color, marker, line), target in zip(SERIES * 4, targets, strict=False):
+        rows = sweep[sweep["targets"] == target].sort_values(["r", "accuracy_mean"]).drop_duplicates("r", keep="last")
+        for axes, low, high in parts:
+            inside = rows[rows["accuracy_mean"].between(low, high)]
+            x = np.log2(inside["r"].astype(float))
+            axes.plot(x, inside["accuracy_mean"], line, color=color, zorder=2, label=f"LoRA on {target}")
+            for xi, (_, row) in zip(x, inside.iterrows(), strict=True):
+                _point(axes, xi, row, color, marker)
+    for row, color, hatch in ((full, BLACK, "//"), (head, GREY, "..")):
+        if row is not None:
+            _band(parts, row, color, hatch)
+    rs = sorted(set(sweep["r"].astype(int)))
+    for axes, _, _ in parts:
+        axes.set_xlim(np.log2(rs[0]) - 0.5, np.log2(rs[-1]) + 0.5)
+        axes.yaxis.set_major_formatter(_score_ticks(metric))
+    bottom = parts[-1][0]
+    bottom.set_xticks(np.log2(rs), [str(r) for r in rs])
+    bottom.set_xlabel("LoRA r (log scale)")
+    parts[0][0].set_ylabel(metric)
+    if len(targets) > 1:
+        parts[0][0].legend(loc="lower right")
+    task, n = sweep["task"].iloc[0], int(sweep["n_eval"].iloc[0])
+    caption = (
+        f"{metric.capitalize()} on {task} ({n:,} evaluation rows) of LoRA on {' and '.join(targets)} against r. "
+        f"{_band_words(full, head)} {_interval_words(methods)}"
+    )
+    return Picture("accuracy_by_r", f"{metric.capitalize()} against r", figure, caption)
+
+
+def accuracy_by_parameters(findings: Findings) -> Picture | None:
+    """The main metric against the number of trained parameters, head included, on a log axis."""
+    methods = _finished(findings).dropna(subset=["trainable_params"])
+    if methods.empty:
+        return None
+    metric = methods["metric"].iloc[0]
+    figure, parts = broken_axis(_ends(methods, *methods["method"].unique()))
+    looks = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D")}
+    spare = iter(SERIES[1:] * 9)
+    for method in dict.fromkeys(methods["method"]):
+        if method not in looks:
+            looks[method] = next(spare)[:2]
+    for _, row in methods.iterrows():
+        axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
+        color, marker = looks[row["method"]]
+        x = float(row["trainable_params"])
+        _point(axes, x, row, color, marker)
+        text = {"lora": f"r = {row['r']}"}.get(row["method"], say.method_name(row))
+        top = row["accuracy_ci_high"] if not say.missing(row["accuracy_ci_high"]) else row["accuracy_mean"]
+        left = row["method"] == "full"
+        axes.annotate(
+            text,
+            (x, top),
+            xytext=(5 if left else 0, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color=color,
+            ha="right" if left else "center",
+            va="bottom",
+            annotation_clip=False,
+        )
+    for axes, low, high in parts:
+        axes.set_ylim(low, high + 0.1 * (high - low))
+        axes.set_xscale("log")
+        axes.yaxis.set_major_formatter(_score_ticks(metric))
+    bottom = parts[-1][0]
+    spread = methods["trainable_params"].astype(float)
+    bottom.set_xlim(spread.min() / 2.2, spread.max() * 2.2)
+    bottom.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _short_count(v)))
+    bottom.xaxis.set_minor_locator(NullLocator())
+    bottom.set_xlabel("trainable parameters, head included (log scale)")
+    parts[0][0].set_ylabel(metric)
+    task, n = methods["task"].iloc[0], int(methods["n_eval"].iloc[0])
+    total = methods.loc[methods["method"] == "full", "trainable_params"]
+    model = methods["model"].iloc[0] + (f" ({say.count(total.iloc[0])} parameters)" if len(total) else "")
+    caption = (
+        f"{metric.capitalize()} on {task} ({n:,} evaluation rows) against how many parameters of {model} are trained. "
+        f"{_interval_words(methods)}"
+    )
+    return Picture("accuracy_by_parameters", f"{metric.capitalize()} against trainable parameters", figure, caption)
+
+
+def latency_ratios(findings: Findings) -> Picture | None:
+    """Latency of each variant over the base's, a panel a shape; the grey band is what the machine cannot tell apart."""
+    table = findings.tables["latency"]
+    if table.empty:
+        return None
+    table = table[table["variant"] != "base"]
+    shapes = list(dict.fromkeys(zip(table["batch"], table["length"], strict=True)))
+    variants = [v for v in _VARIANTS if v in set(table["variant"])]
+    figure = Figure(figsize=(WIDTH_IN, 1.1 + 0.32 * len(variants)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(shapes), sharey=True, sharex=True))
+    for axes, (batch, length) in zip(panels, shapes, strict=True):
+        rows = table[(table["batch"] == batch) & (table["length"] == length)].set_index("variant")
+        if "base_copy" in rows.index:
+            same = rows.loc["base_copy"]
+            axes.axvspan(
+                same["ratio_ci_low"], same["ratio_ci_high"], facecolor="#e4e4e4", edgecolor="#bdbdbd", hatch="///", lw=0
+            )
+        axes.axvline(1, color=BLACK, lw=0.9)
+        for edge in (1 - LATENCY_MARGIN, 1 + LATENCY_MARGIN):
+            axes.axvline(edge, color=GREEN, lw=0.9, ls=(0, (4, 3)))
+        for y, variant in enumerate(variants):
+            if variant in rows.index:
+                row, (_, color, marker) = rows.loc[variant], _VARIANTS[variant]
+                around = [[row["ratio"] - row["ratio_ci_low"]], [row["ratio_ci_high"] - row["ratio"]]]
+                axes.errorbar([row["ratio"]], [y], xerr=around, color=color, marker=marker, capsize=3, lw=1.2)
+        axes.set_title(f"batch {batch}, length {length}")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(range(len(variants)), [_VARIANTS[v][0] for v in variants])
+    panels[0].set_ylim(len(variants) - 0.5, -0.5)
+    panels[len(panels) // 2].set_xlabel("latency over the base model's, same round")
+    first = table.iloc[0]
+    rounds = sorted(set(table["n"].astype(int)))
+    n = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    lora = table.dropna(subset=["r"])
+    what = f"LoRA r = {int(lora['r'].iloc[0])} on {lora['targets'].iloc[0]}; " if len(lora) else ""
+    caption = (
+        f"Latency ratios: median of {n} interleaved rounds, bars are 95 % intervals ({first['ci_method']}). {what}"
+        f"{first['dtype']}, {first['device']}, {int(first['threads'])} threads. Hatched: the interval between two copies of "
+        f"one model, which this machine cannot tell apart. Dashed: ±{100 * LATENCY_MARGIN:g} %."
+    )
+    return Picture("latency", "Latency", figure, caption)
+
+
+def _finished(findings: Findings) -> pd.DataFrame:
+    methods = findings.tables["methods"]
+    return methods.dropna(subset=["accuracy_mean"]) if len(methods) else methods
+
+
+def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:
+    rows = methods[methods["method"] == method].sort_values(["n_seeds", "accuracy_mean"])
+    return None if rows.empty else rows.iloc[-1]
+
+
+def _ends(methods: pd.DataFrame, *kinds: str) -> list[float]:
+    rows = methods[methods["method"].isin(kinds)]
+    values = rows[["accuracy_mean", "accuracy_ci_low", "accuracy_ci_high"]].to_numpy(dtype=float).ravel()
+    return values[np.isfinite(values)].tolist()
+
+
+def _point(axes, x: float, row: pd.Series, color: str, marker: str) -> None:
+    """A value with its interval: filled where the interval is over seeds, open where it is over evaluation rows."""
+    mean, low, high = row["accuracy_mean"], row["accuracy_ci_low"], row["accuracy_ci_high"]
+    around = None if say.missing(low) else [[mean - low], [high - mean]]
+    face = color if str(row["ci_method"]).startswith("t ") else "white"
+    axes.errorbar(
+        [x], [mean], yerr=around, color=color, marker=marker, markerfacecolor=face, capsize=3, lw=1.2, zorder=3
+    )
+
+
+def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
+    """A line at the mean, the interval as a hatched band, and the name at the right edge."""
+    for axes, low, high in parts:
+        if low <= row["accuracy_mean"] <= high:
+            if not say.missing(row["accuracy_ci_low"]):
+                axes.axhspan(
+                    row["accuracy_ci_low"], row["accuracy_ci_high"], facecolor=color, alpha=0.10, lw=0, zorder=0
+                )
+                axes.axhspan(
+                    row["accuracy_ci_low"],
+                    row["accuracy_ci_high"],
+                    facecolor="none",
+                    edgecolor=color,
+                    alpha=0.25,
+                    hatch=hatch,
+                    lw=0,
+                    zorder=0,
+                )
+            axes.axhline(
+                row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1
+            )
+            axes.annotate(
+                say.method_name(row).replace(" fine-tuning", "\nfine-tuning"),
+                (1, row["accuracy_mean"]),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=color,
+                annotation_clip=False,
+            )
+
+
+def _band_words(full: pd.Series | None, head: pd.Series | None) -> str:
+    words = []
+    if full is not None:
+        words.append("Hatched band: full fine-tuning.")
+    if head is not None:
+        words.append("Dotted: only the head is trained.")
+    return " ".join(words)
+
+
+def _interval_words(methods: pd.DataFrame) -> str:
+    """What bars and bands are, for the methods at hand."""
+    kinds = [str(m) for m in dict.fromkeys(methods["ci_method"].dropna())]
+    over_seeds = [m for m in kinds if m.startswith("t ")]
+    over_rows = [m for m in kinds if not m.startswith(("t ", "no "))]
+    words = []
+    if over_seeds:
+        words.append(f"filled: {', '.join(over_seeds)}")
+    if over_rows:
+        words.append(f"open: {', '.join(over_rows)}, one or two seeds")
+    return f"Bars are 95 % intervals ({'; '.join(words)})." if words else "No intervals: predictions are not at hand."
+
+
+def _score_ticks(metric: str) -> FuncFormatter:
+    if say.is_share(metric):
+        return FuncFormatter(lambda v, _: f"{100 * v:.4g} %")
+    return FuncFormatter(lambda v, _: f"{v:.4g}")
+
+
+def _short_count(value: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,143 @@
+"""How every picture looks, and how it is stored."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, told apart under every common colour blindness; each series has its own marker besides.
+BLUE, ORANGE, GREEN, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6E6E6E", "#222222"
+SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PINK, "D", ":"))
+WIDTH_IN = 6.5  # the text width of a printed page: fonts keep their size there
+_STYLE = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "font.family": "DejaVu Sans",  # matplotlib brings it: the same picture on every machine
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "figure.facecolor": "white",
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5.5,
+    "hatch.linewidth": 0.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "rankprobe",  # element ids, and so files, repeat
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words.
+
+    Attributes
+    ----------
+    name : str
+        File name without its ending.
+    title : str
+    figure : Figure
+    caption : str
+        What is shown, n, and how intervals were made.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    caption: str
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Fonts, colours and repeatable files; every figure is made and saved inside."""
+    with mpl.rc_context({**sns.axes_style("ticks"), **_STYLE}):
+        yield
+
+
+def save_picture(picture: Picture, folder: Path) -> None:
+    """Write NAME.svg and NAME.png, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in ((f"{picture.name}.svg", svg(picture.figure)), (f"{picture.name}.png", png(picture.figure))):
+        temporary = folder / f".{name}.tmp"
+        temporary.write_bytes(content)
+        os.replace(temporary, folder / name)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG; text is drawn as paths, so that it looks the same without our fonts."""
+    return _rendered(figure, "svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG at 200 dots an inch."""
+    return _rendered(figure, "png", dpi=200, metadata={"Software": None})
+
+
+def _rendered(figure: Figure, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def broken_axis(values: list[float], *, height: float = 3.1):
+    """A figure with one y axis, or with two where some values lie far below the rest: the gap would flatten all else.
+
+    Parameters
+    ----------
+    values : list of float
+        Everything that has to be visible: points and ends of intervals.
+    height : float
+        Inches.
+
+    Returns
+    -------
+    (Figure, list of (Axes, low, high))
+        Upper axes first; a value belongs to the axes whose bounds hold it.
+    """
+    ordered = sorted(values)
+    gaps = [(b - a, i) for i, (a, b) in enumerate(zip(ordered, ordered[1:], strict=False))]
+    gap, at = max(gaps, default=(0.0, 0))
+    upper, lower = ordered[at + 1 :], ordered[: at + 1]
+    spread = (upper[-1] - upper[0]) if upper else 0.0
+    figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
+    if not upper or gap < 1.5 * max(spread, 0.01):
+        pad = 0.08 * max(ordered[-1] - ordered[0], 0.01)
+        axes = figure.subplots()
+        parts = [(axes, ordered[0] - pad, ordered[-1] + pad)]
+    else:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+        pad, low_pad = 0.08 * max(spread, 0.01), max(0.08 * spread, 0.6 * (lower[-1] - lower[0]))
+        parts = [(top, upper[0] - pad, upper[-1] + pad), (bottom, lower[0] - low_pad, lower[-1] + low_pad)]
+        top.spines["bottom"].set_visible(False)
+        top.tick_params(bottom=False, which="both")
+        bottom.locator_params(axis="y", nbins=2)
+        tick = {
+            "marker": [(-1, -0.6), (1, 0.6)],
+            "markersize": 7,
+            "linestyle": "none",
+            "color": "#444444",
+            "clip_on": False,
+        }
+        top.plot([0], [0], transform=top.transAxes, **tick)
+        bottom.plot([0], [1], transform=bottom.transAxes, **tick)
+    for axes, low, high in parts:
+        axes.set_ylim(low, high)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+    return figure, parts

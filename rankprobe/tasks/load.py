@@ -75,13 +75,16 @@ def load_task(
         rows = made.splits["train"], made.splits[split]
         return make_task(made.name, split, *rows, LABELS, ("accuracy",), train_size=train_size, eval_size=eval_size)
     if name in GLUE_TASKS:
-        from rankprobe.tasks.glue import load_glue as load
+        from rankprobe.tasks.glue import load_glue
 
-        train, evaluation, labels, metrics = load(name, data_dir, split)
+        train, evaluation, labels, metrics = load_glue(name, data_dir, split)
     else:
-        from rankprobe.tasks.files import load_files
+        from rankprobe.tasks.files import load_files, need_two_labels
 
         train, evaluation, labels, metrics = load_files(files, split)
+        # A file sorted by label has one label only in its first rows.
+        need_two_labels(f"The first {train_size} rows of {files.train}", [row.label for row in train[:train_size]])
+        need_two_labels(f"The first {eval_size} rows of {files.eval}", [row.label for row in evaluation[:eval_size]])
     return make_task(name, split, train, evaluation, labels, metrics, train_size=train_size, eval_size=eval_size)
 
 

@@ -121,7 +121,7 @@ def documented_functions(
 
 
 def cache_folder() -> Path | None:
-    """``docmatch`` in $RANKPROBE_CACHE, else $XDG_CACHE_HOME/rankprobe, else ~/.cache/rankprobe; None without a home."""
+    """``docmatch`` in $RANKPROBE_CACHE, $XDG_CACHE_HOME/rankprobe or ~/.cache/rankprobe; None without a home folder."""
     if own := os.environ.get("RANKPROBE_CACHE"):
         return Path(own).expanduser() / "docmatch"
     xdg = os.environ.get("XDG_CACHE_HOME", "")

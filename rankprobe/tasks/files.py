@@ -1,0 +1,195 @@
+"""Anyone's own rows: TSV, CSV or JSON Lines with named columns."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+from rankprobe.errors import UsageError, must
+from rankprobe.tasks.records import Record, read_records
+from rankprobe.tasks.task import Example
+
+# A label column with more kinds than this, and more than half as many as rows, holds scores or texts.
+_FEW_CLASSES = 20
+_MOST_TUNING_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """Which files, and which of their columns.
+
+    Attributes
+    ----------
+    train, eval : Path or str
+    text, label : str or int
+        Column names; numbers from 0 where there is no header.
+    text_b : str or int, optional
+        Column of a second text.
+    header : bool
+        Whether the first line names the columns.
+    encoding : str
+        Of both files; a byte-order mark is dropped from UTF-8.
+    regression : bool
+        Labels are scores, not classes.
+    file_format : {"tsv", "csv", "jsonl"}, optional
+        Of both files; by their suffixes where not given.
+    """
+
+    train: Path | str
+    eval: Path | str
+    text: str | int
+    label: str | int
+    text_b: str | int | None = None
+    header: bool = True
+    encoding: str = "utf-8"
+    regression: bool = False
+    file_format: str | None = None
+
+
+class LoadedRows(NamedTuple):
+    """Training rows, evaluation rows, class names (none for regression) and metrics, as a Task holds them."""
+
+    train: tuple[Example, ...]
+    eval: tuple[Example, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
+    """Read training and evaluation rows from two files.
+
+    Classes are the training file's labels, sorted (as numbers where all are whole numbers). A row's id is its place in
+    its file, from 0.
+
+    Parameters
+    ----------
+    spec : FileSpec
+    split : str
+        ``eval``, or ``tuning``: see :func:`hold_out`.
+
+    Returns
+    -------
+    LoadedRows
+
+    Raises
+    ------
+    UsageError
+        If a file cannot be read or lacks a column, a label is missing, there is one label only, or the evaluation file
+        has a label that the training file lacks.
+    """
+    train_path, eval_path = Path(spec.train), Path(spec.eval)
+    if train_path.resolve() == eval_path.resolve():
+        raise UsageError(must("--train and --eval", "be two files", str(spec.eval), "Keep rows apart to evaluate on"))
+    train, evaluation = _read(spec, train_path), _read(spec, eval_path)
+    if spec.regression:
+        labels, metrics = (), ("pearson", "spearman")
+        train_labels = scores_of(train_path, train, "--regression")
+        eval_labels = scores_of(eval_path, evaluation, "--regression")
+    else:
+        labels, metrics = _classes(train_path, train), ("accuracy", "matthews")
+        train_labels = class_ids(train_path, train, labels)
+        eval_labels = class_ids(eval_path, evaluation, labels)
+    need_two_labels(eval_path, eval_labels)
+    need_two_labels(train_path, train_labels)
+    train_rows, eval_rows = make_examples(train, train_labels), make_examples(evaluation, eval_labels)
+    if split == "tuning":
+        train_rows, eval_rows = hold_out(train_rows)
+        need_two_labels(f"{train_path} (its last tenth, the tuning rows)", [row.label for row in eval_rows])
+    return LoadedRows(train_rows, eval_rows, labels, metrics)
+
+
+def hold_out(rows: tuple[Example, ...]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Training rows without their last tenth (at most 2,000 rows), and that tenth to tune on.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than 10 rows.
+    """
+    held = min(_MOST_TUNING_ROWS, len(rows) // 10)
+    if not held:
+        raise UsageError(must("The training file", "have 10 rows to tune on a tenth of them", len(rows), "Add rows"))
+    return rows[:-held], rows[-held:]
+
+
+def make_examples(records: Sequence[Record], labels: Sequence[int | float]) -> tuple[Example, ...]:
+    """Rows of a file, numbered from 0; a record's values are its label, its text and perhaps a second text."""
+    return tuple(
+        Example(str(row), record.values[1], record.values[2] if len(record.values) > 2 else None, label)
+        for row, (record, label) in enumerate(zip(records, labels, strict=True))
+    )
+
+
+def class_ids(path: Path, records: Sequence[Record], labels: Sequence[str]) -> list[int]:
+    """Each record's label as an index into ``labels``.
+
+    Raises
+    ------
+    UsageError
+        If a label is not among them.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    ids = []
+    for record in records:
+        label = record.values[0].strip()
+        if label not in index:
+            close = difflib.get_close_matches(label, labels, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "Remove the row, or train on such rows too"
+            shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+            rule = f"be one of the classes to train on, {shown}"
+            raise UsageError(must(f"The label on line {record.line} of {path}", rule, repr(label), hint))
+        ids.append(index[label])
+    return ids
+
+
+def scores_of(path: Path, records: Sequence[Record], asked_by: str) -> list[float]:
+    """Each record's label as a finite number.
+
+    Raises
+    ------
+    UsageError
+        If one is not; ``asked_by`` names what made it a score.
+    """
+    scores = []
+    for record in records:
+        try:
+            value = float(record.values[0])
+        except ValueError:
+            value = float("nan")
+        if not isfinite(value):
+            raise UsageError(must(f"The label on line {record.line} of {path}", "be a finite number",
+                                  repr(record.values[0]), f"Correct it, or leave {asked_by} out for classes"))
+        scores.append(value)
+    return scores
+
+
+def _read(spec: FileSpec, path: Path) -> list[Record]:
+    wanted = [spec.label, spec.text] if spec.text_b is None else [spec.label, spec.text, spec.text_b]
+    return read_records(path, wanted, file_format=spec.file_format, header=spec.header, encoding=spec.encoding)
+
+
+def _classes(path: Path, records: Sequence[Record]) -> tuple[str, ...]:
+    for record in records:
+        if not record.values[0].strip():
+            raise UsageError(must(f"The label on line {record.line} of {path}", "not be empty", repr(record.values[0]),
+                                  "Fill it in, or remove the row"))
+    names = {record.values[0].strip() for record in records}
+    if len(names) > _FEW_CLASSES and 2 * len(names) > len(records):
+        got = f"{len(names)} different labels in {len(records)} rows, {min(names)!r} one of them"
+        raise UsageError(must(f"The label column of {path}", "hold classes", got,
+                              "Pass --regression if they are scores, or another --label"))
+    try:
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def need_two_labels(what: object, labels: Sequence[float]) -> None:
+    """Raise UsageError where all labels are the same: what is measured on such rows says nothing."""
+    if len(set(labels)) < 2:
+        raise UsageError(must(f"{what}", "have rows of at least two labels", f"one label in {len(labels)} rows",
+                              "Check --label, and shuffle a file that is sorted by label"))

@@ -133,8 +133,8 @@ def energy_rank(S: Tensor, q: float) -> Tensor:
     Notes
     -----
     Decided by the energy that is left over, summed from the smallest term up, because a running sum from the largest
-    loses the tail that high shares depend on. A share reached but for rounding (4 eps of S's dtype plus the sum's own,
-    k eps of float64) counts as reached: nine of ten equal values hold 0.9.
+    loses the tail that high shares depend on. A share missed by rounding alone (4 eps of S's dtype, and k eps of
+    float64 in what is left over) counts as reached: nine of ten equal values hold 0.9.
 
     Energy is ΣS² here. A share q of kohya's ``sv_fro`` is the share q² of it; ``sv_cumulative`` is of ΣS.
 
@@ -153,9 +153,9 @@ def energy_rank(S: Tensor, q: float) -> Tensor:
     if q == 1:
         return (S > 0).sum(-1)  # of S itself: the square of a small value may be zero
     left = energy.flip(-1).cumsum(-1).flip(-1)  # left[..., i]: the energy of index i and after
-    rounding = 4 * torch.finfo(S.dtype).eps + S.shape[-1] * torch.finfo(torch.float64).eps
+    of_values, of_sum = 4 * torch.finfo(S.dtype).eps, S.shape[-1] * torch.finfo(torch.float64).eps
     # Leaving out everything from index i on keeps i values; the ones that cannot be left out are those to count.
-    return (left > left[..., :1] * (1 - q + rounding)).sum(-1)
+    return (left * (1 - of_sum) > left[..., :1] * (1 - q + of_values)).sum(-1)
 
 
 def numerical_rank(S: Tensor, shape: tuple[int, int], eps: float) -> Tensor:

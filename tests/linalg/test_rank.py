@@ -97,9 +97,10 @@ def test_a_share_that_is_met_exactly_is_met(dtype):
             if k * percent % 100 == 0:
                 S = torch.full((k,), 0.1, dtype=dtype)
                 assert int(energy_rank(S, percent / 100)) == k * percent // 100
-    # 0.09 of 0.10, with values that binary cannot hold
-    assert int(energy_rank(torch.tensor([0.3, 0.1], dtype=dtype), 0.9)) == 1
-    assert int(energy_rank(torch.tensor([0.3, 0.1], dtype=dtype), 0.901)) == 2
+    # Nine tenths, of values that binary cannot hold
+    for small in (0.07, 0.1, 0.14, 0.3):
+        assert int(energy_rank(torch.tensor([3 * small, small], dtype=dtype), 0.9)) == 1
+        assert int(energy_rank(torch.tensor([3 * small, small], dtype=dtype), 0.901)) == 2
 
 
 def test_a_long_faint_tail_is_not_lost_to_rounding():

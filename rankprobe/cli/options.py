@@ -49,9 +49,7 @@ compute_options = apply(
     click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: all cores]"),
 )
 
-task_options = apply(
-    click.option("--task", default="docmatch", show_default=True,
-                 help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files."),
+source_options = apply(
     click.option("--data-dir", type=click.Path(path_type=Path), default=None,
                  help="Folder with GLUE's files; without it they come from the hub."),
     click.option("--train", "train_file", type=click.Path(path_type=Path), default=None,
@@ -63,6 +61,12 @@ task_options = apply(
     click.option("--no-header", is_flag=True, help="Files have no header; columns are then numbers from 0."),
     click.option("--encoding", default="utf-8", show_default=True, help="Of the files: latin-1, say."),
     click.option("--regression", is_flag=True, help="Labels are scores, not classes."),
+)
+
+task_options = apply(
+    click.option("--task", default="docmatch", show_default=True,
+                 help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files."),
+    source_options,
     click.option("--train-size", type=click.IntRange(min=0), default=None, help="Training rows.  [default: all]"),
     click.option("--eval-size", type=click.IntRange(min=0), default=None, help="Evaluation rows.  [default: all]"),
 )

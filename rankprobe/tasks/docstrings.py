@@ -14,6 +14,7 @@ from rankprobe.tasks.sources import DocumentedFunction, Progress, documented_fun
 from rankprobe.tasks.task import Example
 
 LABELS = ("no", "yes")
+METRICS = ("accuracy",)
 SPLITS = ("train", "tuning", "eval")
 # Upper ends of the splits' shares of the modules.
 _TRAIN_END, _TUNING_END = 0.7, 0.8

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rankprobe.errors import UsageError, must
-from rankprobe.tasks.docstrings import LABELS, PACKAGES, docmatch
+from rankprobe.tasks.docstrings import LABELS, METRICS, PACKAGES, docmatch
 from rankprobe.tasks.fingerprint import combined_sha256, rows_sha256
 from rankprobe.tasks.sources import Progress
 from rankprobe.tasks.task import Example, Task
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
 
 GLUE_TASKS = ("sst2", "mrpc", "rte", "cola", "qnli", "qqp", "mnli", "stsb")
 TASKS = (*PACKAGES, *GLUE_TASKS, "files")
+
+
+class Splits(NamedTuple):
+    """All of a task's rows.
+
+    Attributes
+    ----------
+    name : str
+    rows : mapping of str to tuple of Example
+        ``train`` and ``eval``. docmatch has ``tuning`` between them; elsewhere tuning rows are the last of ``train``.
+    labels, metrics : tuple of str
+        As a Task has them.
+    sha256 : str
+        Of all rows.
+    """
+
+    name: str
+    rows: Mapping[str, tuple[Example, ...]]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    sha256: str
 
 
 def load_task(
@@ -59,33 +80,41 @@ def load_task(
     WorkError
         If the data would have to come from the hub, and the hub does not answer.
     """
-    if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "Pass one of them"
-        raise UsageError(must("The task", f"be one of {', '.join(TASKS)}", repr(name), hint))
     if split not in ("eval", "tuning"):
         raise UsageError(must("split", "be eval or tuning", repr(split), "Pass one of the two"))
-    if (files is None) == (name == "files"):
-        raise UsageError(must("files", "be given for the task files, and for no other", f"the task {name}",
-                              "Pass --task files with --train, --eval, --text and --label"))
-    if data_dir is not None and name not in GLUE_TASKS:
-        raise UsageError(must("--data-dir", "be given for a GLUE task", f"the task {name}", "Leave it out"))
+    _check_source(name, data_dir, files)
     if name in PACKAGES:
         made = docmatch(name, progress=progress)
         rows = made.splits["train"], made.splits[split]
-        return make_task(made.name, split, *rows, LABELS, ("accuracy",), train_size=train_size, eval_size=eval_size)
+        return make_task(made.name, split, *rows, LABELS, METRICS, train_size=train_size, eval_size=eval_size)
     if name in GLUE_TASKS:
         from rankprobe.tasks.glue import load_glue
 
-        train, evaluation, labels, metrics = load_glue(name, data_dir, split)
-    else:
-        from rankprobe.tasks.files import load_files, need_two_labels
+        loaded = load_glue(name, data_dir, split)
+        return make_task(name, split, *loaded, train_size=train_size, eval_size=eval_size)
+    from rankprobe.tasks.files import load_files, need_two_labels
 
-        train, evaluation, labels, metrics = load_files(files, split)
-        # A file sorted by label has one label only in its first rows.
-        need_two_labels(f"The first {train_size} rows of {files.train}", [row.label for row in train[:train_size]])
-        need_two_labels(f"The first {eval_size} rows of {files.eval}", [row.label for row in evaluation[:eval_size]])
-    return make_task(name, split, train, evaluation, labels, metrics, train_size=train_size, eval_size=eval_size)
+    task = make_task(name, split, *load_files(files, split), train_size=train_size, eval_size=eval_size)
+    # The first rows of a file that is sorted by label have one label only.
+    need_two_labels(f"The first {len(task.train)} rows of {files.train}", [row.label for row in task.train])
+    need_two_labels(f"The first {len(task.eval)} {split} rows", [row.label for row in task.eval])
+    return task
+
+
+def load_splits(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    files: FileSpec | None = None,
+    progress: Progress | None = None,
+) -> Splits:
+    """All rows of a task, to look at or to carry elsewhere; parameters and errors as for :func:`load_task`."""
+    _check_source(name, data_dir, files)
+    if name in PACKAGES:
+        made = docmatch(name, progress=progress)
+        return Splits(made.name, made.splits, LABELS, METRICS, made.sha256)
+    task = load_task(name, data_dir=data_dir, files=files)
+    return Splits(name, {"train": task.train, "eval": task.eval}, task.labels, task.metrics, task.sha256)
 
 
 def make_task(
@@ -111,6 +140,20 @@ def make_task(
     eval_sha256 = rows_sha256(evaluation, labels)
     sha256 = combined_sha256(rows_sha256(train, labels), eval_sha256)
     return Task(name, split, train, evaluation, tuple(labels), tuple(metrics), sha256, eval_sha256)
+
+
+def _check_source(name: str, data_dir: Path | str | None, files: FileSpec | None) -> None:
+    """Raise UsageError for a task that does not exist, or that has another kind of source."""
+    if name not in TASKS:
+        close = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), TASKS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "Pass one of them"
+        raise UsageError(must("The task", f"be one of {', '.join(TASKS)}", repr(name), hint))
+    if name == "files" and files is None:
+        raise UsageError(must("The task files", "come with files", "none", "Pass --train, --eval, --text and --label"))
+    if name != "files" and files is not None:
+        raise UsageError(must("Own files", "be used with the task files", f"the task {name}", "Name the task files"))
+    if name not in GLUE_TASKS and data_dir is not None:
+        raise UsageError(must("--data-dir", "be given for a GLUE task only", f"the task {name}", "Leave it out"))
 
 
 def _first(rows: Sequence[Example], size: int | None, split: str, option: str) -> tuple[Example, ...]:

@@ -1,14 +1,8 @@
-"""Claims about LoRA against what was measured: each verdict follows from an interval and a bound fixed here beforehand.
-
-A claim names a region. If the interval lies in it, the claim is supported; if the two have no point in common, it is
-contradicted; else the data do not tell. For equality this is the two one-sided tests of equivalence (Schuirmann 1987),
-at 2.5 % each since intervals are two-sided at 95 %.
-"""
+"""Claims about LoRA against what was measured: each verdict follows from an interval and a bound fixed beforehand."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -22,73 +16,26 @@ from rankprobe.report.comparison import (
     something_to_lose,
 )
 from rankprobe.report.stats import Estimate, bootstrap_median
+from rankprobe.report.verdicts import (
+    CLAIM_COLUMNS,
+    FEW_PARAMETERS_PCT,
+    LATENCY_AA_MARGIN,
+    LATENCY_MARGIN,
+    LOW_ENERGY_PCT,
+    LOW_FUNCTIONAL_RANK,
+    MARGIN_POINTS,
+    REFERENCE_R,
+    SMALL_R,
+    Evidence,
+    claim_row,
+    gpt3_mean,
+    in_points,
+    published_value,
+    verdict,
+)
 
-# Bounds, in the units of each claim, fixed before the main job's first run (a one-seed prototype was known).
-MARGIN_POINTS = 2.0  # an accuracy this much worse is no longer "as good"; the paper's own table differs by 0.8
-LATENCY_MARGIN = 0.03  # the least that adapters add in Table 1 is 2.2 %, at a batch of 32
-LATENCY_AA_MARGIN = 0.02  # a machine that sees more between two copies of one model cannot judge the 3 %
-FEW_PARAMETERS_PCT = 1.0  # of the model's parameters, the head included; 0.24 % in Table 2
-LOW_ENERGY_PCT = 10.0  # energy_rank_90 of dW in % of min(m, n): a tenth of the directions holds nine tenths of Σσ²
-LOW_FUNCTIONAL_RANK = 8  # the r that the paper uses for RoBERTa
-SMALL_R = (1, 2, 4)
-REFERENCE_R = (8, 64)
-
-CLAIM_COLUMNS = [
-    "claim_id",
-    "source",
-    "statement",
-    "published",
-    "measured",
-    "ci_low",
-    "ci_high",
-    "n",
-    "verdict",
-    "unit",
-    "note",
-]
-VERDICTS = ("supported", "contradicted", "inconclusive", "not_run")
 _PAPER = "Hu et al. 2021 (arXiv:2106.09685)"
 _VARIANTS = {"lora_merged": "merged", "lora_unmerged": "unmerged"}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What one comparison has to say: finished runs, their tables, a latency table and what was published.
-
-    Attributes
-    ----------
-    runs : list of dict
-        Of one comparison (see :func:`rankprobe.report.comparison.comparisons`).
-    methods, ranks : DataFrame
-        Made from them.
-    latency : DataFrame or None
-    published : DataFrame
-        Columns source, model, method, r, targets, task, metric, value among others; may be empty.
-    """
-
-    runs: list[dict]
-    methods: pd.DataFrame
-    ranks: pd.DataFrame
-    latency: pd.DataFrame | None
-    published: pd.DataFrame
-
-
-def verdict(low: float, high: float, region: tuple[float, float]) -> str:
-    """What an interval says about a claim that a value lies in a region; both are closed.
-
-    Examples
-    --------
-    >>> verdict(-1.2, 0.4, (-2, 2)), verdict(-4.0, -2.5, (-2, 2)), verdict(-3.0, 0.4, (-2, 2))
-    ('supported', 'contradicted', 'inconclusive')
-    >>> verdict(float("nan"), 1.0, (-2, 2))
-    'not_run'
-    """
-    if math.isnan(low) or math.isnan(high):
-        return "not_run"
-    low, high = round(low, 9), round(high, 9)  # a difference of two fractions may miss its bound by the last bit
-    if region[0] <= low and high <= region[1]:
-        return "supported"
-    return "contradicted" if high < region[0] or low > region[1] else "inconclusive"
 
 
 def claims_table(evidence: Evidence) -> pd.DataFrame:
@@ -116,43 +63,6 @@ def claims_table(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=CLAIM_COLUMNS)
 
 
-def _row(
-    claim_id: str,
-    source: str,
-    statement: str,
-    unit: str,
-    *,
-    published: float = math.nan,
-    measured: Estimate | None = None,
-    region: tuple[float, float] = (0, 0),
-    note: str = "",
-) -> dict:
-    row = {
-        "claim_id": claim_id,
-        "source": source,
-        "statement": statement,
-        "published": _rounded(published),
-        "unit": unit,
-    }
-    if measured is None:
-        return row | {
-            "measured": math.nan,
-            "ci_low": math.nan,
-            "ci_high": math.nan,
-            "n": 0,
-            "verdict": "not_run",
-            "note": note or "not run yet",
-        }
-    return row | {
-        "measured": _rounded(measured.estimate),
-        "ci_low": _rounded(measured.low),
-        "ci_high": _rounded(measured.high),
-        "n": measured.n,
-        "verdict": verdict(measured.low, measured.high, region),
-        "note": "; ".join(part for part in (note, measured.method) if part),
-    }
-
-
 def _vignette() -> dict:
     import torch
 
@@ -164,7 +74,7 @@ def _vignette() -> dict:
     layer = LoRALayer(base, [WeightSite("weight", None, "other", (512, 512))], 16, 32.0, False, 0.0, torch.Generator())
     lora = sum(p.numel() for p in layer.parameters() if p.requires_grad)
     share = 100 * lora / full
-    return _row(
+    return claim_row(
         "vignette-parameters",
         "LoRA vignette",
         "LoRA with r = 16 on a 512 × 512 matrix trains 6.25 % of its weights",
@@ -180,15 +90,15 @@ def _lora_equals_full(evidence: Evidence) -> dict:
     group = main_lora(evidence.runs)
     spec = group[0]["spec"] if group else {"r": 8, "targets": "q,v"}
     gap = difference(group, full_reference(configurations(evidence.runs)))
-    base = _published(evidence, model="RoBERTa base", method="full", task="GLUE average")
-    lora = _published(evidence, model="RoBERTa base", method="lora", task="GLUE average")
-    row = _row(
+    base = published_value(evidence, model="RoBERTa base", method="full", task="GLUE average")
+    lora = published_value(evidence, model="RoBERTa base", method="lora", task="GLUE average")
+    row = claim_row(
         "lora-equals-full",
         f"{_PAPER}, Table 2, RoBERTa base, mean of GLUE",
         f"LoRA (r = {spec['r']} on {spec['targets']}) equals full fine-tuning within {MARGIN_POINTS:g} points",
         "points",
         published=lora - base,
-        measured=_points(gap),
+        measured=in_points(gap),
         region=(-MARGIN_POINTS, MARGIN_POINTS),
         note=_metric_note(evidence),
     )
@@ -209,15 +119,15 @@ def _small_r(evidence: Evidence) -> list[dict]:
         ]
         for key, name, other, source in against:
             table = "Table 4" if key == "full" else "Table 6"
-            mine = _gpt3(evidence, table, "lora", r)
-            theirs = _gpt3(evidence, table, *(("full", None) if key == "full" else ("lora", int(key[1:]))))
-            row = _row(
+            mine = gpt3_mean(evidence, table, "lora", r)
+            theirs = gpt3_mean(evidence, table, *(("full", None) if key == "full" else ("lora", int(key[1:]))))
+            row = claim_row(
                 f"small-r{r}-vs-{key}",
                 source,
                 f"r = {r} suffices: not more than {MARGIN_POINTS:g} points below {name}",
                 "points",
                 published=mine - theirs,
-                measured=_points(difference(groups.get(r, []), other)),
+                measured=in_points(difference(groups.get(r, []), other)),
                 region=(-MARGIN_POINTS, math.inf),
                 note=_metric_note(evidence),
             )
@@ -228,7 +138,7 @@ def _small_r(evidence: Evidence) -> list[dict]:
 def _trainable(evidence: Evidence) -> dict:
     group = main_lora(evidence.runs)
     published = [
-        _published(evidence, "trainable_params", model="RoBERTa base", method=m, task="GLUE average")
+        published_value(evidence, "trainable_params", model="RoBERTa base", method=m, task="GLUE average")
         for m in ("lora", "full")
     ]
     measured, note, name = None, "", "LoRA"
@@ -238,7 +148,7 @@ def _trainable(evidence: Evidence) -> dict:
         measured = Estimate(share, share, share, "exact", 1)
         note = f"{params['trainable']:,} of {params['total']:,}, {params['head']:,} of them the head"
         name = f"LoRA (r = {group[0]['spec']['r']} on {group[0]['spec']['targets']})"
-    return _row(
+    return claim_row(
         "trainable-parameters",
         f"{_PAPER}, Table 2, RoBERTa base",
         f"{name} trains at most {FEW_PARAMETERS_PCT:g} % of the model's parameters",
@@ -273,7 +183,7 @@ def _latency(evidence: Evidence) -> list[dict]:
                 )
             )
         if not shapes:
-            rows.append(_row(f"{word}-latency", source, statement, "ratio", published=1.0 if merged else math.nan))
+            rows.append(claim_row(f"{word}-latency", source, statement, "ratio", published=1.0 if merged else math.nan))
     return rows
 
 
@@ -304,7 +214,7 @@ def _latency_row(
         low, high = same.iloc[0]["ratio_ci_low"], same.iloc[0]["ratio_ci_high"]
         blind = verdict(low, high, (1 - LATENCY_AA_MARGIN, 1 + LATENCY_AA_MARGIN)) != "supported"
         note = f"A/A {low:.3f} to {high:.3f}" + (": this machine cannot tell such differences apart" if blind else "")
-    row = _row(
+    row = claim_row(
         f"{_VARIANTS[variant]}-latency-b{batch}-l{length}",
         source,
         statement,
@@ -325,7 +235,7 @@ def _low_energy_rank(evidence: Evidence) -> dict:
     if len(shares):
         measured = bootstrap_median(shares["pct"])
         note = f"median {shares['energy_rank_90'].median():g} directions of min(m, n) = {int(shares['p'].median())}"
-    return _row(
+    return claim_row(
         "dw-low-rank-by-energy",
         "Aghajanyan et al. 2020 and " + _PAPER + "; against it Biderman et al. 2024",
         f"Full fine-tuning's dW has low rank: {LOW_ENERGY_PCT:g} % of its directions hold 90 % of the energy",
@@ -387,7 +297,7 @@ def _low_functional_rank(evidence: Evidence) -> dict:
         note = "head, embeddings, norms and biases stay tuned"
     elif rows:
         note = rows[0].get("reason") or "no functional rank could be read off"
-    return _row(
+    return claim_row(
         "dw-low-rank-by-function",
         "Aghajanyan et al. 2020 and " + _PAPER,
         f"Full fine-tuning's dW has low rank: its best rank-{LOW_FUNCTIONAL_RANK} part keeps 90 % of the gain",
@@ -403,7 +313,7 @@ def _unless_nothing_to_lose(row: dict, evidence: Evidence) -> dict:
     gain = something_to_lose(evidence.runs)
     if gain is None or math.isnan(gain.low) or row["verdict"] == "not_run":
         return row
-    gain = _points(gain)
+    gain = in_points(gain)
     text = f"full gains {gain.estimate:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] points over the head alone"
     if gain.low <= MARGIN_POINTS:
         text += ", which is too little or too uncertain for equality to mean anything"
@@ -412,32 +322,6 @@ def _unless_nothing_to_lose(row: dict, evidence: Evidence) -> dict:
     return row | {"note": f"{row['note']}; {text}"}
 
 
-def _points(gap: Estimate | None) -> Estimate | None:
-    return gap and gap._replace(estimate=100 * gap.estimate, low=100 * gap.low, high=100 * gap.high)
-
-
 def _metric_note(evidence: Evidence) -> str:
     run = evidence.runs[0] if evidence.runs else None
     return f"{main_metric(run)} on {run['task']['name']}" if run else ""
-
-
-def _published(evidence: Evidence, column: str = "value", **wanted: str) -> float:
-    table = evidence.published
-    for name, value in wanted.items():
-        table = table[table[name] == value] if name in table else table.iloc[:0]
-    return float(table.iloc[0][column]) if len(table) else math.nan
-
-
-def _gpt3(evidence: Evidence, table: str, method: str, r: int | None) -> float:
-    """Mean of WikiSQL and MNLI accuracy in a table of the paper."""
-    rows = evidence.published
-    if rows.empty:
-        return math.nan
-    rows = rows[rows["source"].str.endswith(table) & (rows["method"] == method) & (rows["metric"] == "accuracy")]
-    if method == "lora":
-        rows = rows[(rows["r"] == r) & (rows["targets"] == "q,v")]
-    return float(rows["value"].mean()) if len(rows) == 2 else math.nan
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 6)

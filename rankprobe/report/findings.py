@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rankprobe.report.claims import Evidence, claims_table
+from rankprobe.report.claims import claims_table
 from rankprobe.report.tables import (
     merged_ranks,
     merged_spectra,
@@ -15,6 +15,7 @@ from rankprobe.report.tables import (
     rank_sweep_table,
     runs_table,
 )
+from rankprobe.report.verdicts import Evidence
 
 
 @dataclass(frozen=True)

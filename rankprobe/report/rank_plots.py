@@ -15,13 +15,12 @@ from rankprobe.report import numbers as say
 from rankprobe.report.claims import full_energy_shares, functional_ranks
 from rankprobe.report.comparison import configurations, full_reference, main_lora, main_metric
 from rankprobe.report.findings import Findings
-from rankprobe.report.score_plots import _score_ticks
-from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH_IN, Picture
+from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, WIDTH_IN, Picture, score_ticks
 
 _KIND_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 _RULES = {
-    "rest_tuned": ("everything else stays tuned", BLUE, "o", "-"),
-    "rest_base": ("everything else but the head reset to W0", ORANGE, "s", "--"),
+    "rest_tuned": ("full fine-tuning, everything else stays tuned", BLUE, "o", "-"),
+    "rest_base": ("full fine-tuning, all else but the head reset to W0", ORANGE, "s", "--"),
 }
 
 
@@ -29,48 +28,50 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
     """Accuracy with the best rank-k part of full fine-tuning's dW, above the energy that this part holds."""
     table = findings.tables["truncation"]
     full = {run["run_id"]: run for run in full_reference(configurations(findings.runs))}
-    table = table[table["run_id"].isin(full)] if len(table) else table
-    if table.empty:
+    mine = table[table["run_id"].isin(full)] if len(table) else table
+    if mine.empty:
         return None
-    run = full[table["run_id"].iloc[0]]
-    table = table[table["run_id"] == run["run_id"]]
+    run = full[mine["run_id"].iloc[0]]
+    mine = mine[mine["run_id"] == run["run_id"]]
     metric = main_metric(run)
     energy = _energy_curves(findings.tables["spectra"], findings.tables["ranks"], run["run_id"])
     figure = Figure(figsize=(WIDTH_IN, 4.6 if energy is not None else 2.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(2 if energy is not None else 1, 1, sharex=True))
-    ks = sorted(set(table["k"].astype(int)))
     top = panels[0]
-    for rule, (name, color, marker, line) in _RULES.items():
-        rows = table[table["rule"] == rule].sort_values("k")
-        if len(rows):
-            around = [rows["accuracy"] - rows["ci_low"], rows["ci_high"] - rows["accuracy"]]
-            top.errorbar(
-                _place(rows["k"]),
-                rows["accuracy"],
-                yerr=around,
-                color=color,
-                marker=marker,
-                ls=line,
-                capsize=2.5,
-                label=name,
-            )
+    curves = [(mine[mine["rule"] == rule], *look) for rule, look in _RULES.items()]
+    curves.append(
+        (
+            lora := _largest_lora_curve(table),
+            f"LoRA r = {_only(lora, 'r')}, everything else stays tuned",
+            PINK,
+            "^",
+            ":",
+        )
+    )
+    shown = [curve for curve in curves if len(curve[0])]
+    for i, (rows, name, color, marker, line) in enumerate(shown):
+        rows = rows.sort_values("k")
+        x = _place(rows["k"]) + 0.07 * (i - (len(shown) - 1) / 2)  # side by side: equal values stay visible
+        around = [rows["accuracy"] - rows["ci_low"], rows["ci_high"] - rows["accuracy"]]
+        top.errorbar(
+            x, rows["accuracy"], yerr=around, color=color, marker=marker, ms=4.5, ls=line, capsize=2, lw=1.1, label=name
+        )
     top.set_ylabel(metric)
-    top.yaxis.set_major_formatter(_score_ticks(metric))
-    top.legend(loc="lower right", title="the best rank-k part of every dW is kept;", alignment="left")
+    top.yaxis.set_major_formatter(score_ticks(metric))
+    top.legend(loc="lower right")
     words = [
-        f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW "
-        f"(full fine-tuning, seed {run['spec']['seed']}; n = {int(table['n'].iloc[0]):,} evaluation rows; bars are 95 % "
-        f"intervals, {table['ci_method'].iloc[0]})."
+        f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW (full "
+        f"fine-tuning, seed {run['spec']['seed']}; n = {int(mine['n'].iloc[0]):,} evaluation rows; bars are 95 % intervals, "
+        f"{mine['ci_method'].iloc[0]})."
     ]
     found = next((r for r in functional_ranks([run]) if not say.missing(r.get("k"))), None)
     if found:
         _mark(top, found["k"], f"90 % of the gain: k = {found['k']:g}", BLUE)
-        words.append(
-            f"Vertical line: functional rank at 90 % of the gain, k = "
-            f"{say.with_interval(found['k'], found['ci_low'], found['ci_high'], 0)}."
-        )
+        ends = say.with_interval(found["k"], found["ci_low"], found["ci_high"], 0)
+        words.append(f"Vertical line: functional rank at 90 % of the gain, k = {ends}.")
     if energy is not None:
         words.append(_draw_energy(panels[1], energy))
+    ks = sorted(set(mine["k"].astype(int)))
     panels[-1].set_xlabel("kept rank k (log scale)")
     panels[-1].set_xticks(_place(ks), [str(k) for k in ks])
     panels[-1].xaxis.set_minor_locator(NullLocator())
@@ -172,11 +173,24 @@ def energy_heat_map(findings: Findings) -> Picture | None:
     seeds = len(full_reference(configurations(findings.runs)))
     p = sorted(set(shares["p"].astype(int)))
     caption = (
-        f"energy_rank_90 of full fine-tuning's dW: how many singular directions hold 90 % of Σσ². Numbers are directions out of "
-        f"min(m, n) = {', '.join(map(str, p))}, colour is their share; {len(shares)} matrices, mean of {seeds} "
+        f"energy_rank_90 of full fine-tuning's dW: how many singular directions hold 90 % of Σσ². Numbers are directions "
+        f"out of min(m, n) = {', '.join(map(str, p))}, colour is their share; {len(shares)} matrices, mean of {seeds} "
         f"seed{'s' if seeds > 1 else ''}."
     )
     return Picture("energy_rank", "Energy rank by layer and kind", figure, caption)
+
+
+def _largest_lora_curve(table: pd.DataFrame) -> pd.DataFrame:
+    """The truncation of the LoRA run with the largest r, first seed, under the rule that changes dW alone."""
+    rows = table[(table["method"] == "lora") & (table["rule"] == "rest_tuned")]
+    if rows.empty:
+        return rows
+    first = rows.sort_values(["r", "seed"], ascending=[False, True])["run_id"].iloc[0]
+    return rows[rows["run_id"] == first]
+
+
+def _only(rows: pd.DataFrame, column: str) -> object:
+    return rows[column].iloc[0] if len(rows) else None
 
 
 def _place(ks) -> np.ndarray:
@@ -222,10 +236,10 @@ def _draw_energy(axes, energy: pd.DataFrame) -> str:
     axes.plot(x, mid, color=GREEN)
     axes.axhline(0.9, color=GREY, lw=1, ls=":")
     axes.set_ylabel("share of the energy Σσ²")
-    axes.yaxis.set_major_formatter(_score_ticks("accuracy"))
+    axes.yaxis.set_major_formatter(score_ticks("accuracy"))
     reached = (energy >= 0.9).idxmax()
-    _mark(axes, float(reached.median()), f"90 % of the energy: k = {reached.median():g}", GREEN)
+    _mark(axes, float(reached.median()), f"90 % of the energy: median k = {reached.median():g}", GREEN)
     return (
-        f"Below: energy in the first k directions, median and range over {energy.shape[1]} block matrices; 90 % needs "
-        f"{int(reached.min())} to {int(reached.max())} directions, median {reached.median():g}."
+        f"Below: energy in the first k directions, median and range over {energy.shape[1]} block matrices; 90 % "
+        f"needs {int(reached.min())} to {int(reached.max())} directions, median {reached.median():g}."
     )

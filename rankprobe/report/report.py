@@ -9,7 +9,7 @@ import pandas as pd
 
 from rankprobe.experiment.store import write_table
 from rankprobe.report.comparison import comparisons
-from rankprobe.report.findings import find
+from rankprobe.report.findings import Findings, find
 
 
 def build_report(
@@ -53,12 +53,23 @@ def build_report(
             if len(table.columns):
                 write_table(folder / "tables" / f"{name}.csv", table)
         if figures:
-            from rankprobe.report.plots import draw_pictures
-            from rankprobe.report.style import save_picture
+            write_pages(folder, found, title=title, settings=settings)
+    if figures and len(parts) > 1:
+        pass
 
-            pictures = draw_pictures(found)
-            for picture in pictures:
-                save_picture(picture, folder / "figures")
+
+def write_pages(folder: Path, found: Findings, *, title: str, settings: dict) -> None:
+    """Draw one comparison's pictures and write its pages."""
+    # Half a second of imports that a refresh of the tables, after each run, need not wait for.
+    from rankprobe.report.html import write_report
+    from rankprobe.report.page import make_page
+    from rankprobe.report.plots import draw_pictures
+    from rankprobe.report.style import save_picture
+
+    pictures = draw_pictures(found)
+    for picture in pictures:
+        save_picture(picture, folder / "figures")
+    write_report(folder, make_page(found, pictures, title=title, settings=settings))
 
 
 def _slug(part: list[dict], parts: list[list[dict]]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from rankprobe.report import numbers as say
-from rankprobe.report.claims import LATENCY_MARGIN
 from rankprobe.report.findings import Findings
-from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES, WIDTH_IN, Picture, broken_axis
+from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES, WIDTH_IN, Picture, broken_axis, score_ticks
+from rankprobe.report.verdicts import LATENCY_MARGIN
 
 _VARIANTS = {
     "base_copy": ("second copy of the base (A/A)", GREY, "D"),
@@ -35,7 +36,7 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
         for axes, low, high in parts:
             inside = rows[rows["accuracy_mean"].between(low, high)]
             x = np.log2(inside["r"].astype(float))
-            axes.plot(x, inside["accuracy_mean"], line, color=color, zorder=2, label=f"LoRA on {target}")
+            axes.plot(x, inside["accuracy_mean"], line, color=color, zorder=2)
             for xi, (_, row) in zip(x, inside.iterrows(), strict=True):
                 _point(axes, xi, row, color, marker)
     for row, color, hatch in ((full, BLACK, "//"), (head, GREY, "..")):
@@ -44,17 +45,18 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     rs = sorted(set(sweep["r"].astype(int)))
     for axes, _, _ in parts:
         axes.set_xlim(np.log2(rs[0]) - 0.5, np.log2(rs[-1]) + 0.5)
-        axes.yaxis.set_major_formatter(_score_ticks(metric))
+        axes.yaxis.set_major_formatter(score_ticks(metric))
     bottom = parts[-1][0]
     bottom.set_xticks(np.log2(rs), [str(r) for r in rs])
     bottom.set_xlabel("LoRA r (log scale)")
     parts[0][0].set_ylabel(metric)
-    if len(targets) > 1:
-        parts[0][0].legend(loc="lower right")
+    looks = zip(SERIES * 4, targets, strict=False)
+    series = [Line2D([], [], color=c, marker=m, ls=line, label=f"LoRA on {t}") for (c, m, line), t in looks]
+    _interval_legend(parts[0][0], methods, series)
     task, n = sweep["task"].iloc[0], int(sweep["n_eval"].iloc[0])
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) of LoRA on {' and '.join(targets)} against r. "
-        f"{_band_words(full, head)} {_interval_words(methods)}"
+        f"{_band_words(full, head)} {_interval_words(methods)} Paired differences to full fine-tuning are in the table."
     )
     return Picture("accuracy_by_r", f"{metric.capitalize()} against r", figure, caption)
 
@@ -71,29 +73,27 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     for method in dict.fromkeys(methods["method"]):
         if method not in looks:
             looks[method] = next(spare)[:2]
+    several = methods.loc[methods["method"] == "lora", "targets"].nunique() > 1
     for _, row in methods.iterrows():
         axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
         color, marker = looks[row["method"]]
         x = float(row["trainable_params"])
         _point(axes, x, row, color, marker)
-        text = {"lora": f"r = {row['r']}"}.get(row["method"], say.method_name(row))
-        top = row["accuracy_ci_high"] if not say.missing(row["accuracy_ci_high"]) else row["accuracy_mean"]
-        left = row["method"] == "full"
-        axes.annotate(
-            text,
-            (x, top),
-            xytext=(5 if left else 0, 4),
-            textcoords="offset points",
-            fontsize=8,
-            color=color,
-            ha="right" if left else "center",
-            va="bottom",
-            annotation_clip=False,
-        )
+        text = f"r = {row['r']}" if row["method"] == "lora" else say.method_name(row)
+        if several and row["method"] == "lora":
+            text += f"\n{row['targets']}"
+        if row["method"] == "lora":
+            top = row["accuracy_mean"] if say.missing(row["accuracy_ci_high"]) else row["accuracy_ci_high"]
+            at, shift, place = (x, top), (0, 4), {"ha": "center", "va": "bottom"}
+        else:  # at the far ends of the axis: beside the point, towards the middle
+            side = -1 if row["method"] == "full" else 1
+            at, shift = (x, row["accuracy_mean"]), (8 * side, 0)
+            place = {"ha": "right" if side < 0 else "left", "va": "center"}
+        axes.annotate(text, at, xytext=shift, textcoords="offset points", fontsize=8, color=color, **place)
     for axes, low, high in parts:
         axes.set_ylim(low, high + 0.1 * (high - low))
         axes.set_xscale("log")
-        axes.yaxis.set_major_formatter(_score_ticks(metric))
+        axes.yaxis.set_major_formatter(score_ticks(metric))
     bottom = parts[-1][0]
     spread = methods["trainable_params"].astype(float)
     bottom.set_xlim(spread.min() / 2.2, spread.max() * 2.2)
@@ -119,7 +119,7 @@ def latency_ratios(findings: Findings) -> Picture | None:
     table = table[table["variant"] != "base"]
     shapes = list(dict.fromkeys(zip(table["batch"], table["length"], strict=True)))
     variants = [v for v in _VARIANTS if v in set(table["variant"])]
-    figure = Figure(figsize=(WIDTH_IN, 1.1 + 0.32 * len(variants)), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.4 * len(variants)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(shapes), sharey=True, sharex=True))
     for axes, (batch, length) in zip(panels, shapes, strict=True):
         rows = table[(table["batch"] == batch) & (table["length"] == length)].set_index("variant")
@@ -135,12 +135,17 @@ def latency_ratios(findings: Findings) -> Picture | None:
             if variant in rows.index:
                 row, (_, color, marker) = rows.loc[variant], _VARIANTS[variant]
                 around = [[row["ratio"] - row["ratio_ci_low"]], [row["ratio_ci_high"] - row["ratio"]]]
-                axes.errorbar([row["ratio"]], [y], xerr=around, color=color, marker=marker, capsize=3, lw=1.2)
-        axes.set_title(f"batch {batch}, length {length}")
+                axes.errorbar([row["ratio"]], [y], xerr=around, color=color, marker=marker, ms=4.5, capsize=4, lw=1.2)
+                text = f"{row['ratio']:.3f}"
+                axes.annotate(
+                    text, (row["ratio"], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
+                )
+        axes.set_title(f"batch {batch}, length {length}", fontweight="normal")
         axes.grid(axis="x")
         axes.set_axisbelow(True)
     panels[0].set_yticks(range(len(variants)), [_VARIANTS[v][0] for v in variants])
-    panels[0].set_ylim(len(variants) - 0.5, -0.5)
+    panels[0].set_ylim(len(variants) - 0.6, -0.75)
+    panels[0].margins(x=0.12)
     panels[len(panels) // 2].set_xlabel("latency over the base model's, same round")
     first = table.iloc[0]
     rounds = sorted(set(table["n"].astype(int)))
@@ -149,8 +154,8 @@ def latency_ratios(findings: Findings) -> Picture | None:
     what = f"LoRA r = {int(lora['r'].iloc[0])} on {lora['targets'].iloc[0]}; " if len(lora) else ""
     caption = (
         f"Latency ratios: median of {n} interleaved rounds, bars are 95 % intervals ({first['ci_method']}). {what}"
-        f"{first['dtype']}, {first['device']}, {int(first['threads'])} threads. Hatched: the interval between two copies of "
-        f"one model, which this machine cannot tell apart. Dashed: ±{100 * LATENCY_MARGIN:g} %."
+        f"{first['dtype']}, {first['device']}, {int(first['threads'])} threads. Hatched: the interval between two "
+        f"copies of one model, which this machine cannot tell apart. Dashed: ±{100 * LATENCY_MARGIN:g} %."
     )
     return Picture("latency", "Latency", figure, caption)
 
@@ -182,37 +187,36 @@ def _point(axes, x: float, row: pd.Series, color: str, marker: str) -> None:
 
 
 def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
-    """A line at the mean, the interval as a hatched band, and the name at the right edge."""
-    for axes, low, high in parts:
-        if low <= row["accuracy_mean"] <= high:
-            if not say.missing(row["accuracy_ci_low"]):
-                axes.axhspan(
-                    row["accuracy_ci_low"], row["accuracy_ci_high"], facecolor=color, alpha=0.10, lw=0, zorder=0
-                )
-                axes.axhspan(
-                    row["accuracy_ci_low"],
-                    row["accuracy_ci_high"],
-                    facecolor="none",
-                    edgecolor=color,
-                    alpha=0.25,
-                    hatch=hatch,
-                    lw=0,
-                    zorder=0,
-                )
-            axes.axhline(
-                row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1
-            )
-            axes.annotate(
-                say.method_name(row).replace(" fine-tuning", "\nfine-tuning"),
-                (1, row["accuracy_mean"]),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=color,
-                annotation_clip=False,
-            )
+    """A line at the mean, the interval as a hatched band, and name and value at the right edge."""
+    axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
+    if not say.missing(row["accuracy_ci_low"]):
+        ends = row["accuracy_ci_low"], row["accuracy_ci_high"]
+        axes.axhspan(*ends, facecolor=color, alpha=0.10, lw=0, zorder=0)
+        axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.25, hatch=hatch, lw=0, zorder=0)
+    axes.axhline(row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1)
+    text = f"{say.method_name(row)}\n{say.score(row['metric'], row['accuracy_mean'])}"
+    axes.annotate(
+        text.replace(" fine-tuning", "\nfine-tuning"),
+        (1, row["accuracy_mean"]),
+        xytext=(4, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=color,
+    )
+
+
+def _interval_legend(axes, methods: pd.DataFrame, series: list[Line2D]) -> None:
+    """Filled and open markers told apart where both occur, below the names of several series."""
+    kinds = methods.loc[methods["method"] == "lora", "ci_method"].dropna()
+    over_seeds = kinds.str.startswith("t ")
+    handles = list(series) if len(series) > 1 else []
+    if over_seeds.any() and not over_seeds.all():
+        for text, face in (("interval over seeds", GREY), ("interval over evaluation rows", "white")):
+            handles.append(Line2D([], [], ls="none", marker="o", color=GREY, markerfacecolor=face, label=text))
+    if handles:
+        axes.legend(handles=handles, loc="lower right", ncols=2, handletextpad=0.4, columnspacing=1.2)
 
 
 def _band_words(full: pd.Series | None, head: pd.Series | None) -> str:
@@ -235,12 +239,6 @@ def _interval_words(methods: pd.DataFrame) -> str:
     if over_rows:
         words.append(f"open: {', '.join(over_rows)}, one or two seeds")
     return f"Bars are 95 % intervals ({'; '.join(words)})." if words else "No intervals: predictions are not at hand."
-
-
-def _score_ticks(metric: str) -> FuncFormatter:
-    if say.is_share(metric):
-        return FuncFormatter(lambda v, _: f"{100 * v:.4g} %")
-    return FuncFormatter(lambda v, _: f"{v:.4g}")
 
 
 def _short_count(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from rankprobe.report import numbers as say
 
 # Okabe & Ito's colours, told apart under every common colour blindness; each series has its own marker besides.
 BLUE, ORANGE, GREEN, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6E6E6E", "#222222"
@@ -26,6 +30,7 @@ _STYLE = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
     "legend.frameon": False,
     "font.family": "DejaVu Sans",  # matplotlib brings it: the same picture on every machine
     "axes.spines.top": False,
@@ -95,6 +100,13 @@ def _rendered(figure: Figure, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
+def score_ticks(metric: str) -> FuncFormatter:
+    """Labels of a score axis: percent for a share of rows, plain numbers for a correlation."""
+    if say.is_share(metric):
+        return FuncFormatter(lambda v, _: f"{100 * v:.4g} %")
+    return FuncFormatter(lambda v, _: f"{v:.4g}")
+
+
 def broken_axis(values: list[float], *, height: float = 3.1):
     """A figure with one y axis, or with two where some values lie far below the rest: the gap would flatten all else.
 
@@ -111,7 +123,7 @@ def broken_axis(values: list[float], *, height: float = 3.1):
         Upper axes first; a value belongs to the axes whose bounds hold it.
     """
     ordered = sorted(values)
-    gaps = [(b - a, i) for i, (a, b) in enumerate(zip(ordered, ordered[1:], strict=False))]
+    gaps = [(b - a, i) for i, (a, b) in enumerate(itertools.pairwise(ordered))]
     gap, at = max(gaps, default=(0.0, 0))
     upper, lower = ordered[at + 1 :], ordered[: at + 1]
     spread = (upper[-1] - upper[0]) if upper else 0.0

@@ -1,0 +1,154 @@
+"""The answer in three sentences, from the numbers: what r is needed, whether LoRA is as good, what it costs."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from rankprobe.report import numbers as say
+from rankprobe.report.claims import functional_ranks
+from rankprobe.report.comparison import main_lora, something_to_lose
+from rankprobe.report.findings import Findings
+from rankprobe.report.verdicts import MARGIN_POINTS
+
+
+def answer(findings: Findings) -> list[str]:
+    """Three sentences, each with its interval; an open question is called open.
+
+    Parameters
+    ----------
+    findings : Findings
+
+    Returns
+    -------
+    list of str
+        Plain text.
+    """
+    if not findings.runs:
+        return ["No run has finished yet."]
+    return [_what_r(findings), _as_good(findings), _cost(findings)]
+
+
+def _what_r(findings: Findings) -> str:
+    task = findings.runs[0]["task"]["name"]
+    group = main_lora(findings.runs)
+    if not group:
+        return f"What r {task} needs is not known yet: no LoRA run has finished."
+    methods = findings.tables["methods"]
+    rows = methods[(methods["method"] == "lora") & (methods["targets"] == group[0]["spec"]["targets"])]
+    rows = rows.dropna(subset=["diff_ci_low"]).sort_values("r")
+    if rows.empty:
+        return (
+            f"What r {task} needs is not known yet: full fine-tuning, which it is measured against, has not finished."
+        )
+    gain = something_to_lose(findings.runs)
+    best = rows.loc[rows["diff_vs_full"].idxmax()]
+    enough = rows[100 * rows["diff_ci_low"] >= -MARGIN_POINTS]
+    if gain is not None and 100 * gain.low <= MARGIN_POINTS:
+        sentence = (
+            f"What r {task} needs cannot be told from these runs: full fine-tuning itself gains only "
+            f"{say.points(*gain[:3])} points over a trained head on the frozen model"
+        )
+    elif len(enough):
+        row = enough.iloc[0]
+        sentence = (
+            f"On {task} r = {row['r']} is enough: {_against_full(row, methods)}, not more than the {MARGIN_POINTS:g} points "
+            f"of margin below it"
+        )
+    elif (100 * rows["diff_ci_high"] < -MARGIN_POINTS).all():
+        sentence = f"On {task} no r that was tried is enough: the best, r = {best['r']}, reaches {_against_full(best, methods)}"
+    else:
+        tried = ", ".join(str(r) for r in dict.fromkeys(rows["r"]))
+        sentence = (
+            f"What r {task} needs is not settled: no r of {tried} is shown to stay within {MARGIN_POINTS:g} points of full "
+            f"fine-tuning, and the best, r = {best['r']}, reaches {_against_full(best, methods)}"
+        )
+    return f"{sentence}{_functional(findings)}."
+
+
+def _against_full(row: pd.Series, methods: pd.DataFrame) -> str:
+    full = methods[methods["method"] == "full"].dropna(subset=["accuracy_mean"]).sort_values("n_seeds").iloc[-1]
+    return (
+        f"{say.score(row['metric'], row['accuracy_mean'])} against {say.score(full['metric'], full['accuracy_mean'])} with "
+        f"full fine-tuning, a paired difference of "
+        f"{say.points(row['diff_vs_full'], row['diff_ci_low'], row['diff_ci_high'])} points"
+    )
+
+
+def _functional(findings: Findings) -> str:
+    found = [row for row in functional_ranks(findings.runs) if not say.missing(row.get("k"))]
+    if not found:
+        return ""
+    k = say.with_interval(found[0]["k"], found[0]["ci_low"], found[0]["ci_high"], 0)
+    return f"; of full fine-tuning's own dW, the best rank-k part keeps 90 % of the gain from k = {k} on"
+
+
+def _as_good(findings: Findings) -> str:
+    row = _claim(findings, "lora-equals-full")
+    group = main_lora(findings.runs)
+    if row is None or row["verdict"] == "not_run" or not group:
+        return "Whether LoRA is as good as full fine-tuning here is not known yet."
+    spec = group[0]["spec"]
+    name = f"LoRA with r = {spec['r']} on {spec['targets']}"
+    gap = f"{say.with_interval(row['measured'], row['ci_low'], row['ci_high'], sign=True)} points"
+    if row["verdict"] == "supported":
+        return f"{name} is as good as full fine-tuning here, within {MARGIN_POINTS:g} points: it differs by {gap}."
+    if row["verdict"] == "contradicted":
+        word = "better" if row["measured"] > 0 else "worse"
+        return (
+            f"{name} is {word} than full fine-tuning here by more than {MARGIN_POINTS:g} points: it differs by {gap}."
+        )
+    if row["ci_low"] >= -MARGIN_POINTS and row["ci_high"] <= MARGIN_POINTS:
+        return (
+            f"{name} differs from full fine-tuning by {gap}, which means little where a trained head is nearly as good."
+        )
+    return f"Whether {name} is as good as full fine-tuning here is not settled: it differs by {gap}, and the margin is ±{MARGIN_POINTS:g}."
+
+
+def _cost(findings: Findings) -> str:
+    group, methods = main_lora(findings.runs), findings.tables["methods"]
+    if not group:
+        return "What LoRA costs has not been measured yet."
+    spec = group[0]["spec"]
+    mine = methods[
+        (methods["method"] == "lora") & (methods["r"] == spec["r"]) & (methods["targets"] == spec["targets"])
+    ]
+    row = mine.sort_values("n_seeds").iloc[-1]
+    full = methods[methods["method"] == "full"].dropna(subset=["train_time_s"])
+    words = f"It trains {say.percent(row['trainable_pct'])} of the parameters"
+    if len(full) and not say.missing(row["train_time_s"]):
+        time = full.sort_values("n_seeds")["train_time_s"].iloc[-1]
+        words += f" in {row['train_time_s'] / time:.2f} times the time ({say.duration(row['train_time_s'])} against "
+        words += f"{say.duration(time)})"
+    return f"{words}; {_latency(findings)}."
+
+
+def _latency(findings: Findings) -> str:
+    claims = findings.tables["claims"]
+    parts = []
+    for word in ("merged", "unmerged"):
+        rows = claims[claims["claim_id"].str.startswith(f"{word}-latency-b") & (claims["verdict"] != "not_run")]
+        if rows.empty:
+            continue
+        row = rows.iloc[0]
+        shape = row["statement"][row["statement"].rindex("(") + 1 : -1]
+        ratio = say.with_interval(row["measured"], row["ci_low"], row["ci_high"], 3)
+        told = {
+            "merged": {
+                "supported": "merged, it adds no latency",
+                "contradicted": "merged, its latency is not the base's",
+            },
+            "unmerged": {
+                "supported": "not merged, it adds latency",
+                "contradicted": "not merged, it adds no latency either",
+            },
+        }[word].get(
+            row["verdict"], f"what it adds in latency {'' if word == 'merged' else 'not '}merged is not settled"
+        )
+        parts.append(f"{told} ({ratio} times the base's" + (f" at {shape})" if word == "merged" else ")"))
+    return ", ".join(parts) if parts else "its latency has not been measured yet"
+
+
+def _claim(findings: Findings, claim_id: str) -> pd.Series | None:
+    claims = findings.tables["claims"]
+    rows = claims[claims["claim_id"] == claim_id]
+    return rows.iloc[0] if len(rows) else None

@@ -1,0 +1,264 @@
+"""The report's tables in words: formatted cells with their small print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rankprobe.report import numbers as say
+from rankprobe.report.comparison import configurations, full_reference
+from rankprobe.report.findings import Findings
+
+_VERDICTS = {
+    "supported": ("✓", "supported"),
+    "contradicted": ("✗", "contradicted"),
+    "inconclusive": ("?", "inconclusive"),
+    "not_run": ("–", "not run"),
+}
+_DECIMALS = {"points": (1, True), "ratio": (3, False), "k": (0, False)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: what it says, a remark in small print below, and for a verdict its kind."""
+
+    text: str
+    small: str = ""
+    verdict: str = ""
+    sign: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column heads, rows of cells, and a caption with n and how intervals were made; text columns first, then numbers."""
+
+    heads: list[str]
+    rows: list[list[Cell]]
+    caption: str
+    text_columns: int = 1
+
+
+def claims_cells(findings: Findings) -> Table:
+    rows = []
+    for _, c in findings.tables["claims"].iterrows():
+        digits, sign = _DECIMALS.get(c["unit"], (2 if c["unit"] == "%" else 1, False))
+        measured = say.number(c["measured"], digits, sign=sign)
+        exact = c["ci_low"] == c["ci_high"]
+        ends = "exact" if exact else say.interval(c["ci_low"], c["ci_high"], digits, sign=sign)
+        symbol, word = _VERDICTS[c["verdict"]]
+        rows.append(
+            [
+                Cell(c["statement"], c["note"]),
+                Cell(say.number(c["published"], digits, sign=sign), c["source"]),
+                Cell(measured if measured == say.MISSING else f"{measured} {_short_unit(c['unit'])}".strip(), ends),
+                Cell(say.count(c["n"]) if c["n"] else say.MISSING),
+                Cell(word, verdict=c["verdict"], sign=symbol),
+            ]
+        )
+    caption = "Intervals are two-sided at 95 %; each verdict follows from the interval and a bound fixed beforehand."
+    return Table(["claim", "published", "measured", "n", "verdict"], rows, caption)
+
+
+def _short_unit(unit: str) -> str:
+    return "" if unit in ("ratio", "k") else unit
+
+
+def configurations_cells(findings: Findings) -> Table | None:
+    methods = findings.tables["methods"]
+    if methods.empty:
+        return None
+    rows = []
+    for _, m in methods.iterrows():
+        trouble = [f"{m[key]} {word}" for key, word in (("n_diverged", "diverged"), ("n_failed", "failed")) if m[key]]
+        if m["method"] == "full":
+            gap = Cell("reference")
+        elif say.missing(m["diff_vs_full"]):
+            gap = Cell(say.MISSING)
+        else:
+            gap = Cell(say.points(m["diff_vs_full"], m["diff_ci_low"], m["diff_ci_high"]), _text(m["diff_ci_method"]))
+        rows.append(
+            [
+                Cell(say.method_name(m), f"on {m['targets']}, alpha {m['alpha']:g}" if m["method"] == "lora" else ""),
+                Cell(say.learning_rate(m["lr"])),
+                Cell(say.count(m["n_seeds"]), ", ".join(trouble)),
+                Cell(
+                    say.score(m["metric"], m["accuracy_mean"], m["accuracy_ci_low"], m["accuracy_ci_high"]),
+                    _text(m["ci_method"]),
+                ),
+                gap,
+            ]
+        )
+    first = methods.iloc[0]
+    caption = (
+        f"{first['metric'].capitalize()} on {first['task']}, n = {int(first['n_eval']):,} evaluation rows, with 95 % intervals. "
+        f"Over seeds: how another seed would do on these rows. Over rows: how these very models would do on other rows."
+    )
+    return Table(["method", "learning rate", "seeds", first["metric"], "against full, points"], rows, caption)
+
+
+def functional_cells(findings: Findings) -> Table | None:
+    rules = {
+        "rest_tuned": "head, embeddings, norms and biases stay tuned",
+        "rest_base": "all of that but the head reset to W0",
+    }
+    rows, methods = [], set()
+    for run in findings.runs:
+        if run["status"] != "ok":
+            continue
+        spec = run["spec"]
+        for f in (run.get("analysis") or {}).get("functional_rank", []):
+            known = not say.missing(f.get("k"))
+            methods.add(f"{f['method'].split(',')[0]}, n = {int(f['n']):,}")
+            rows.append(
+                [
+                    Cell(f"{say.method_name(spec)}, seed {spec['seed']}", rules.get(f["rule"], f["rule"])),
+                    Cell(f"{100 * f['q']:g} % of the gain"),
+                    Cell(
+                        say.with_interval(f["k"], f["ci_low"], f["ci_high"], 0) if known else say.MISSING,
+                        "" if known else _text(f.get("reason")),
+                    ),
+                ]
+            )
+    caption = f"Functional rank: the smallest measured k whose best rank-k part of every dW reaches it ({'; '.join(sorted(methods))})."
+    return Table(["run", "reaching", "k"], rows, caption) if rows else None
+
+
+def ranks_cells(findings: Findings) -> Table | None:
+    ranks = findings.tables["ranks"]
+    if ranks.empty:
+        return None
+    kinds = [k for k in ("q", "k", "v", "o", "gate", "up", "down") if k in set(ranks["kind"])]
+    blocks = ranks[ranks["kind"].isin(kinds) & ranks["layer"].notna()]
+    if blocks.empty:
+        return None
+    columns = ["relative_change", "stable_rank", "energy_rank_50", "energy_rank_90", "energy_rank_99"]
+    rows = []
+    for group in configurations(findings.runs):
+        mine = blocks[blocks["run_id"].isin([run["run_id"] for run in group])]
+        for kind in kinds:
+            of = mine[mine["kind"] == kind]
+            if len(of):
+                medians = of[columns].median()
+                seeds = of["run_id"].nunique()
+                rows.append(
+                    [
+                        Cell(say.method_name(group[0]["spec"])),
+                        Cell(kind),
+                        Cell(say.count(len(of)), f"{seeds} seed{'s' if seeds > 1 else ''}"),
+                        Cell(say.percent(100 * medians["relative_change"])),
+                        Cell(say.number(medians["stable_rank"])),
+                        *(Cell(say.number(medians[c], 0)) for c in columns[2:]),
+                    ]
+                )
+    heads = ["method", "kind", "matrices", "‖dW‖/‖W0‖", "stable rank", "50 % of Σσ²", "90 % of Σσ²", "99 % of Σσ²"]
+    return Table(heads, rows, "Medians over layers and seeds; how many directions hold that share of the energy.", 2)
+
+
+def cost_cells(findings: Findings) -> Table | None:
+    methods = findings.tables["methods"].dropna(subset=["trainable_params"])
+    if methods.empty:
+        return None
+    rows = [
+        [
+            Cell(say.method_name(m), f"on {m['targets']}" if m["method"] == "lora" else ""),
+            Cell(say.count(m["trainable_params"]), f"head: {say.count(m['head_params'])}"),
+            Cell(say.percent(m["trainable_pct"])),
+            Cell(say.duration(m["train_time_s"])),
+            Cell(say.count(m["tokens_per_s"])),
+            Cell(say.memory(m["peak_memory_bytes"])),
+        ]
+        for _, m in methods.iterrows()
+    ]
+    heads = ["method", "trainable parameters", "of the model", "training time", "tokens/s", "peak memory"]
+    return Table(
+        heads, rows, "Times and memory are medians over seeds, of this machine while it did nothing else we know of."
+    )
+
+
+def latency_cells(findings: Findings) -> Table | None:
+    latency = findings.tables["latency"]
+    if latency.empty:
+        return None
+    names = {
+        "base": "base",
+        "base_copy": "second copy of the base (A/A)",
+        "full": "full fine-tuning",
+        "lora_merged": "LoRA, merged",
+        "lora_unmerged": "LoRA, not merged",
+    }
+    rows = [
+        [
+            Cell(names.get(row["variant"], row["variant"])),
+            Cell(f"{row['batch']} × {row['length']}"),
+            Cell(f"{row['latency_ms']:.2f} ms", say.interval(row["ci_low"], row["ci_high"], 2)),
+            Cell(
+                "1"
+                if row["variant"] == "base"
+                else say.with_interval(row["ratio"], row["ratio_ci_low"], row["ratio_ci_high"], 3)
+            ),
+            Cell(say.count(row["n"])),
+        ]
+        for _, row in latency.iterrows()
+    ]
+    first = latency.iloc[0]
+    caption = (
+        f"Medians over interleaved rounds in one process, {first['dtype']} on {first['device']} with {int(first['threads'])} "
+        f"threads; 95 % intervals by {first['ci_method']}. Ratios are taken within a round."
+    )
+    return Table(["variant", "batch × length", "latency", "ratio to the base", "rounds"], rows, caption)
+
+
+def bad_runs_cells(findings: Findings) -> Table | None:
+    runs = findings.tables["runs"]
+    bad = runs[runs["status"] != "ok"] if len(runs) else runs
+    if bad.empty:
+        return None
+    rows = [[Cell(r["run_id"]), Cell(r["status"]), Cell(_text(r["error"]))] for _, r in bad.iterrows()]
+    return Table(
+        ["run", "status", "error"], rows, "Runs that did not end well; they are counted above and have no numbers.", 3
+    )
+
+
+def provenance_cells(findings: Findings, settings: dict) -> Table:
+    facts = [(str(key), str(value)) for key, value in settings.items()]
+    if findings.runs:
+        reference = full_reference(configurations(findings.runs))
+        run = (reference or findings.runs)[0]
+        spec, task, model = run["spec"], run["task"], run["model"]
+        facts += [
+            ("model", f"{model['name']}, sha256 {model['sha256'][:12]}"),
+            (
+                "task",
+                f"{task['name']}, {task['n_train']:,} training rows, {task['n_eval']:,} evaluation rows, "
+                f"evaluation sha256 {task['eval_sha256'][:12]}",
+            ),
+            (
+                "training",
+                f"{spec['epochs']} epochs, batch {spec['batch_size']}, at most {spec['max_length']} tokens, AdamW, "
+                f"warmup {spec['warmup_ratio']:g}, weight decay {spec['weight_decay']:g}, {spec['dtype']}",
+            ),
+            (
+                "device",
+                ", ".join(
+                    sorted(
+                        {f"{r['device'].get('name', spec['device'])}, {spec['threads']} threads" for r in findings.runs}
+                    )
+                ),
+            ),
+            ("commits", ", ".join(_commits(findings.runs))),
+            ("versions", ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),
+        ]
+        if task.get("majority") is not None:
+            facts.append(("majority class", say.score("accuracy", task["majority"])))
+    rows = [[Cell(key), Cell(value)] for key, value in facts if value]
+    return Table(["what", "value"], rows, "", 2)
+
+
+def _commits(runs: list[dict]) -> list[str]:
+    found = {(g["commit"][:10], bool(g.get("dirty"))) for run in runs if (g := run.get("git") or {}).get("commit")}
+    return [commit + (" with uncommitted changes" if dirty else "") for commit, dirty in sorted(found)]
+
+
+def _text(value: object) -> str:
+    return "" if value is None or pd.isna(value) else str(value)

@@ -85,20 +85,18 @@ def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
     if train_path.resolve() == eval_path.resolve():
         raise UsageError(must("--train and --eval", "be two files", str(spec.eval), "Keep rows apart to evaluate on"))
     train, evaluation = _read(spec, train_path), _read(spec, eval_path)
-    if spec.regression:
-        labels, metrics = (), ("pearson", "spearman")
-        train_labels = scores_of(train_path, train, "--regression")
-        eval_labels = scores_of(eval_path, evaluation, "--regression")
-    else:
-        labels, metrics = _classes(train_path, train), ("accuracy", "matthews")
-        train_labels = class_ids(train_path, train, labels)
-        eval_labels = class_ids(eval_path, evaluation, labels)
-    need_two_labels(eval_path, eval_labels)
-    need_two_labels(train_path, train_labels)
-    train_rows, eval_rows = make_examples(train, train_labels), make_examples(evaluation, eval_labels)
+    labels = () if spec.regression else _classes(train_path, train)
+    splits = []
+    # The training file first: with one label in it, every other label of the evaluation file would look unknown.
+    for path, records in ((train_path, train), (eval_path, evaluation)):
+        found = scores_of(path, records, "--regression") if spec.regression else class_ids(path, records, labels)
+        need_two_labels(path, found)
+        splits.append(make_examples(records, found))
+    train_rows, eval_rows = splits
     if split == "tuning":
         train_rows, eval_rows = hold_out(train_rows)
         need_two_labels(f"{train_path} (its last tenth, the tuning rows)", [row.label for row in eval_rows])
+    metrics = ("pearson", "spearman") if spec.regression else ("accuracy", "matthews")
     return LoadedRows(train_rows, eval_rows, labels, metrics)
 
 

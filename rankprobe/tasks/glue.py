@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,10 @@ def _from_hub(name: str, task: GlueTask) -> tuple[tuple[Example, ...], tuple[Exa
         got = "neither --data-dir nor the package datasets"
         raise UsageError(must(f"The task {name}", "have a source", got,
                               "Pass --data-dir, or run: pip install 'rankprobe[hub]'")) from None
+    # Without a network the hub's client warns of five tries before it raises, and the error says it all.
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         found = load_dataset(HUB_NAME, name)
         splits = found["train"], found[task.hub_dev]
@@ -147,6 +152,8 @@ def _from_hub(name: str, task: GlueTask) -> tuple[tuple[Example, ...], tuple[Exa
         got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise WorkError(must(f"The hub's {HUB_NAME}", "be reachable or in the cache", got,
                              "Connect to the network, or pass --data-dir with GLUE's files")) from error
+    finally:
+        log.setLevel(level)
     return tuple(_from_table(task, split) for split in splits)
 
 

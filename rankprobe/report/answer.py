@@ -51,26 +51,28 @@ def _what_r(findings: Findings) -> str:
     elif len(enough):
         row = enough.iloc[0]
         sentence = (
-            f"On {task} r = {row['r']} is enough: {_against_full(row, methods)}, not more than the {MARGIN_POINTS:g} points "
-            f"of margin below it"
+            f"On {task} r = {row['r']} is enough: {_against_full(row, methods)}, not more than the margin of "
+            f"{MARGIN_POINTS:g} below it"
         )
     elif (100 * rows["diff_ci_high"] < -MARGIN_POINTS).all():
-        sentence = f"On {task} no r that was tried is enough: the best, r = {best['r']}, reaches {_against_full(best, methods)}"
+        sentence = f"On {task} no r that was tried is enough: "
+        sentence += f"the best, r = {best['r']}, reaches {_against_full(best, methods)}"
     else:
         tried = ", ".join(str(r) for r in dict.fromkeys(rows["r"]))
         sentence = (
-            f"What r {task} needs is not settled: no r of {tried} is shown to stay within {MARGIN_POINTS:g} points of full "
-            f"fine-tuning, and the best, r = {best['r']}, reaches {_against_full(best, methods)}"
+            f"What r {task} needs is not settled: no r of {tried} is shown to stay within {MARGIN_POINTS:g} points of "
+            f"full fine-tuning, and the best, r = {best['r']}, reaches {_against_full(best, methods)}"
         )
     return f"{sentence}{_functional(findings)}."
 
 
 def _against_full(row: pd.Series, methods: pd.DataFrame) -> str:
     full = methods[methods["method"] == "full"].dropna(subset=["accuracy_mean"]).sort_values("n_seeds").iloc[-1]
+    one_seed = " (one seed)" if row["n_seeds"] == 1 else ""
     return (
-        f"{say.score(row['metric'], row['accuracy_mean'])} against {say.score(full['metric'], full['accuracy_mean'])} with "
-        f"full fine-tuning, a paired difference of "
-        f"{say.points(row['diff_vs_full'], row['diff_ci_low'], row['diff_ci_high'])} points"
+        f"{say.score(row['metric'], row['accuracy_mean'])} against {say.score(full['metric'], full['accuracy_mean'])} "
+        f"with full fine-tuning, a paired difference of "
+        f"{say.points(row['diff_vs_full'], row['diff_ci_low'], row['diff_ci_high'])} points{one_seed}"
     )
 
 
@@ -101,7 +103,10 @@ def _as_good(findings: Findings) -> str:
         return (
             f"{name} differs from full fine-tuning by {gap}, which means little where a trained head is nearly as good."
         )
-    return f"Whether {name} is as good as full fine-tuning here is not settled: it differs by {gap}, and the margin is ±{MARGIN_POINTS:g}."
+    return (
+        f"Whether {name} is as good as full fine-tuning here is not settled: it differs by {gap}, and the margin is "
+        f"±{MARGIN_POINTS:g}."
+    )
 
 
 def _cost(findings: Findings) -> str:
@@ -114,7 +119,7 @@ def _cost(findings: Findings) -> str:
     ]
     row = mine.sort_values("n_seeds").iloc[-1]
     full = methods[methods["method"] == "full"].dropna(subset=["train_time_s"])
-    words = f"It trains {say.percent(row['trainable_pct'])} of the parameters"
+    words = f"{say.method_name(spec)} trains {say.percent(row['trainable_pct'])} of the parameters"
     if len(full) and not say.missing(row["train_time_s"]):
         time = full.sort_values("n_seeds")["train_time_s"].iloc[-1]
         words += f" in {row['train_time_s'] / time:.2f} times the time ({say.duration(row['train_time_s'])} against "

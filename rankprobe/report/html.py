@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from rankprobe.experiment.store import write_atomic
-from rankprobe.report.page import Page
+from rankprobe.report.page import Link, Page
 from rankprobe.report.page_tables import Cell, Table
 from rankprobe.report.style import Picture, svg
 
@@ -50,6 +50,17 @@ def markdown_cell(cell: Cell) -> str:
     return markdown_text(main) + (f"<br><sub>{markdown_text(cell.small)}</sub>" if cell.small else "")
 
 
+def unbroken(text: str) -> str:
+    """Plain text whose numbers stay with their unit and their interval on one line.
+
+    >>> unbroken("r = 8: 77.1 % [76.0, 78.2]").split(" ")
+    ['r\xa0=\xa08:', '77.1\xa0%\xa0[76.0,\xa078.2]']
+    """
+    text = re.sub(r"\b([rkn]) = (?=[\d−])", "\\1\u00a0=\u00a0", str(text))
+    text = re.sub(r"\[([^\[\], ]+), ([^\[\], ]+)\]", "[\\1,\u00a0\\2]", text)
+    return re.sub(r"(?<=\d) (?=(%|points|ms|times)\b|%|\[)", "\u00a0", text)
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -60,6 +71,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": markdown_text, "md_cell": markdown_cell, "uri": picture_uri}
-    environment.tests |= {"table": lambda b: isinstance(b, Table), "picture": lambda b: isinstance(b, Picture)}
+    environment.filters |= {"nb": unbroken, "md": markdown_text, "md_cell": markdown_cell, "uri": picture_uri}
+    for name, kind in (("table", Table), ("picture", Picture), ("link", Link)):
+        environment.tests[name] = lambda block, kind=kind: isinstance(block, kind)
     return environment

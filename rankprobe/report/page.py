@@ -24,11 +24,19 @@ NOT_RUN = "Not run yet."
 
 
 @dataclass(frozen=True)
+class Link:
+    """A way to another page of the same report, relative to this one."""
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then tables and pictures."""
+    """A heading with paragraphs, links, tables and pictures."""
 
     title: str
-    blocks: list[str | Table | Picture] = field(default_factory=list)
+    blocks: list[str | Link | Table | Picture] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,22 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
     return Page(title, _subtitle(findings), answer(findings), sections)
 
 
+def index_page(parts: list[tuple[str, Findings]], *, title: str) -> Page:
+    """The page above several comparisons, which share no table: each with its answer and the way to its own page.
+
+    Parameters
+    ----------
+    parts : list of (folder name, Findings)
+    title : str
+    """
+    sections = [
+        Section(_subtitle(findings), [*answer(findings), Link("Tables and pictures", f"{folder}/report.html")])
+        for folder, findings in parts
+    ]
+    words = f"{len(parts)} comparisons: models, rows or settings differ between them, so their numbers share no table."
+    return Page(title, f"{len(parts)} comparisons", [words], sections)
+
+
 def _subtitle(findings: Findings) -> str:
     if not findings.runs:
         return "no finished run"
@@ -86,9 +110,10 @@ def _subtitle(findings: Findings) -> str:
 
 def _bounds_text() -> str:
     return (
-        f"A claim is supported where its interval lies inside the bound, contradicted where it lies outside, and inconclusive "
-        f"else. Bounds: {bounds.MARGIN_POINTS:g} points for scores; ±{100 * bounds.LATENCY_MARGIN:g} % for latency, judged only "
-        f"where two copies of the base agree within ±{100 * bounds.LATENCY_AA_MARGIN:g} %; {bounds.FEW_PARAMETERS_PCT:g} % of "
-        f"the parameters; {bounds.LOW_ENERGY_PCT:g} % of the directions for rank by energy; k = {bounds.LOW_FUNCTIONAL_RANK} "
-        f"for rank by function. All numbers are in tables/*.csv beside this page, the runs in the run store."
+        f"A claim is supported where its interval lies inside the bound, contradicted where it lies outside, and "
+        f"inconclusive else. Bounds: {bounds.MARGIN_POINTS:g} points for scores; ±{100 * bounds.LATENCY_MARGIN:g} % "
+        f"for latency, judged only where two copies of the base agree within ±{100 * bounds.LATENCY_AA_MARGIN:g} %; "
+        f"{bounds.FEW_PARAMETERS_PCT:g} % of the parameters; {bounds.LOW_ENERGY_PCT:g} % of the directions for rank by "
+        f"energy; k = {bounds.LOW_FUNCTIONAL_RANK} for rank by function. All numbers are in tables/*.csv beside this "
+        f"page, the runs in the run store."
     )

@@ -21,7 +21,7 @@ _DECIMALS = {"points": (1, True), "ratio": (3, False), "k": (0, False)}
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: what it says, a remark in small print below, and for a verdict its kind."""
+    """A table's cell: what it says, a remark in small print below, and for a verdict its kind and sign."""
 
     text: str
     small: str = ""
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Column heads, rows of cells, and a caption with n and how intervals were made; text columns first, then numbers."""
+    """Heads, rows of cells, and a caption with n and how intervals were made; text columns come first, then numbers."""
 
     heads: list[str]
     rows: list[list[Cell]]
@@ -50,9 +50,9 @@ def claims_cells(findings: Findings) -> Table:
         rows.append(
             [
                 Cell(c["statement"], c["note"]),
-                Cell(say.number(c["published"], digits, sign=sign), c["source"]),
-                Cell(measured if measured == say.MISSING else f"{measured} {_short_unit(c['unit'])}".strip(), ends),
-                Cell(say.count(c["n"]) if c["n"] else say.MISSING),
+                Cell(_with_unit(say.number(c["published"], max(digits, 2), sign=sign), c["unit"]), c["source"]),
+                Cell(_with_unit(measured, c["unit"]), ends),
+                Cell(say.MISSING if exact or not c["n"] else say.count(c["n"])),
                 Cell(word, verdict=c["verdict"], sign=symbol),
             ]
         )
@@ -60,8 +60,8 @@ def claims_cells(findings: Findings) -> Table:
     return Table(["claim", "published", "measured", "n", "verdict"], rows, caption)
 
 
-def _short_unit(unit: str) -> str:
-    return "" if unit in ("ratio", "k") else unit
+def _with_unit(text: str, unit: str) -> str:
+    return text if unit in ("ratio", "k") or text == say.MISSING else f"{text} {unit}"
 
 
 def configurations_cells(findings: Findings) -> Table | None:
@@ -91,8 +91,9 @@ def configurations_cells(findings: Findings) -> Table | None:
         )
     first = methods.iloc[0]
     caption = (
-        f"{first['metric'].capitalize()} on {first['task']}, n = {int(first['n_eval']):,} evaluation rows, with 95 % intervals. "
-        f"Over seeds: how another seed would do on these rows. Over rows: how these very models would do on other rows."
+        f"{first['metric'].capitalize()} on {first['task']}, n = {int(first['n_eval']):,} evaluation rows, with 95 % "
+        f"intervals. Over seeds: how another seed would do on these rows. Over rows: how these very models would do on "
+        f"other rows."
     )
     return Table(["method", "learning rate", "seeds", first["metric"], "against full, points"], rows, caption)
 
@@ -102,26 +103,30 @@ def functional_cells(findings: Findings) -> Table | None:
         "rest_tuned": "head, embeddings, norms and biases stay tuned",
         "rest_base": "all of that but the head reset to W0",
     }
-    rows, methods = [], set()
-    for run in findings.runs:
-        if run["status"] != "ok":
-            continue
-        spec = run["spec"]
-        for f in (run.get("analysis") or {}).get("functional_rank", []):
-            known = not say.missing(f.get("k"))
-            methods.add(f"{f['method'].split(',')[0]}, n = {int(f['n']):,}")
-            rows.append(
-                [
-                    Cell(f"{say.method_name(spec)}, seed {spec['seed']}", rules.get(f["rule"], f["rule"])),
-                    Cell(f"{100 * f['q']:g} % of the gain"),
-                    Cell(
-                        say.with_interval(f["k"], f["ci_low"], f["ci_high"], 0) if known else say.MISSING,
-                        "" if known else _text(f.get("reason")),
-                    ),
-                ]
-            )
-    caption = f"Functional rank: the smallest measured k whose best rank-k part of every dW reaches it ({'; '.join(sorted(methods))})."
-    return Table(["run", "reaching", "k"], rows, caption) if rows else None
+    measured = [
+        (run["spec"], row)
+        for run in findings.runs
+        if run["status"] == "ok"
+        for row in (run.get("analysis") or {}).get("functional_rank", [])
+    ]
+    if not measured:
+        return None
+    shares = sorted({row["q"] for _, row in measured})
+    lines: dict[tuple[str, str], dict[float, Cell]] = {}
+    for spec, row in measured:
+        known = not say.missing(row.get("k"))
+        text = say.with_interval(row["k"], row["ci_low"], row["ci_high"], 0) if known else say.MISSING
+        line = lines.setdefault(
+            (f"{say.method_name(spec)}, seed {spec['seed']}", rules.get(row["rule"], row["rule"])), {}
+        )
+        line[row["q"]] = Cell(text, "" if known else _text(row.get("reason")))
+    rows = [[Cell(*key), *(line.get(q, Cell(say.MISSING)) for q in shares)] for key, line in lines.items()]
+    made = sorted({f"{row['method'].split(',')[0]}, n = {int(row['n']):,}" for _, row in measured})
+    caption = (
+        f"Functional rank: the smallest measured k whose best rank-k part of every dW reaches that share of the gain, "
+        f"with 95 % intervals ({'; '.join(made)})."
+    )
+    return Table(["run", *(f"k for {100 * q:g} % of the gain" for q in shares)], rows, caption)
 
 
 def ranks_cells(findings: Findings) -> Table | None:
@@ -145,7 +150,7 @@ def ranks_cells(findings: Findings) -> Table | None:
                     [
                         Cell(say.method_name(group[0]["spec"])),
                         Cell(kind),
-                        Cell(say.count(len(of)), f"{seeds} seed{'s' if seeds > 1 else ''}"),
+                        Cell(f"{len(of) // seeds} × {seeds} seed{'s' if seeds > 1 else ''}"),
                         Cell(say.percent(100 * medians["relative_change"])),
                         Cell(say.number(medians["stable_rank"])),
                         *(Cell(say.number(medians[c], 0)) for c in columns[2:]),
@@ -162,7 +167,7 @@ def cost_cells(findings: Findings) -> Table | None:
     rows = [
         [
             Cell(say.method_name(m), f"on {m['targets']}" if m["method"] == "lora" else ""),
-            Cell(say.count(m["trainable_params"]), f"head: {say.count(m['head_params'])}"),
+            Cell(say.count(m["trainable_params"])),
             Cell(say.percent(m["trainable_pct"])),
             Cell(say.duration(m["train_time_s"])),
             Cell(say.count(m["tokens_per_s"])),
@@ -171,9 +176,12 @@ def cost_cells(findings: Findings) -> Table | None:
         for _, m in methods.iterrows()
     ]
     heads = ["method", "trainable parameters", "of the model", "training time", "tokens/s", "peak memory"]
-    return Table(
-        heads, rows, "Times and memory are medians over seeds, of this machine while it did nothing else we know of."
+    heads_of = sorted({int(h) for h in methods["head_params"]})
+    caption = (
+        f"The head, {' or '.join(map(say.count, heads_of))} parameters, is trained by every method and counted. Times "
+        f"and memory are medians over seeds on the device named below; they have no interval."
     )
+    return Table(heads, rows, caption)
 
 
 def latency_cells(findings: Findings) -> Table | None:
@@ -187,26 +195,28 @@ def latency_cells(findings: Findings) -> Table | None:
         "lora_merged": "LoRA, merged",
         "lora_unmerged": "LoRA, not merged",
     }
-    rows = [
-        [
-            Cell(names.get(row["variant"], row["variant"])),
-            Cell(f"{row['batch']} × {row['length']}"),
-            Cell(f"{row['latency_ms']:.2f} ms", say.interval(row["ci_low"], row["ci_high"], 2)),
-            Cell(
-                "1"
-                if row["variant"] == "base"
-                else say.with_interval(row["ratio"], row["ratio_ci_low"], row["ratio_ci_high"], 3)
-            ),
-            Cell(say.count(row["n"])),
-        ]
-        for _, row in latency.iterrows()
-    ]
-    first = latency.iloc[0]
+    shapes = list(dict.fromkeys(zip(latency["batch"], latency["length"], strict=True)))
+    rows = []
+    for variant in dict.fromkeys(latency["variant"]):
+        line = [Cell(names.get(variant, variant))]
+        for batch, length in shapes:
+            of = latency[(latency["variant"] == variant) & (latency["batch"] == batch) & (latency["length"] == length)]
+            line.append(_latency_cell(of.iloc[0]) if len(of) else Cell(say.MISSING))
+        rows.append(line)
+    first, rounds = latency.iloc[0], sorted(set(latency["n"].astype(int)))
+    n = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
     caption = (
-        f"Medians over interleaved rounds in one process, {first['dtype']} on {first['device']} with {int(first['threads'])} "
-        f"threads; 95 % intervals by {first['ci_method']}. Ratios are taken within a round."
+        f"Ratio to the base within a round, median of n = {n} rounds "
+        f"interleaved in one process, with 95 % intervals ({first['ci_method']}); below it the latency itself. "
+        f"{first['dtype']} on {first['device']}, {int(first['threads'])} threads."
     )
-    return Table(["variant", "batch × length", "latency", "ratio to the base", "rounds"], rows, caption)
+    return Table(["variant", *(f"batch {batch}, length {length}" for batch, length in shapes)], rows, caption)
+
+
+def _latency_cell(row: pd.Series) -> Cell:
+    ratio = say.with_interval(row["ratio"], row["ratio_ci_low"], row["ratio_ci_high"], 3)
+    time = say.with_interval(row["latency_ms"], row["ci_low"], row["ci_high"], 2, unit="ms")
+    return Cell("1" if row["variant"] == "base" else ratio, time)
 
 
 def bad_runs_cells(findings: Findings) -> Table | None:

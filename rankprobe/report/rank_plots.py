@@ -60,8 +60,8 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
     top.yaxis.set_major_formatter(score_ticks(metric))
     top.legend(loc="lower right")
     words = [
-        f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW (full "
-        f"fine-tuning, seed {run['spec']['seed']}; n = {int(mine['n'].iloc[0]):,} evaluation rows; bars are 95 % intervals, "
+        f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW "
+        f"(seed {run['spec']['seed']}; n = {int(mine['n'].iloc[0]):,} evaluation rows; bars are 95 % intervals, "
         f"{mine['ci_method'].iloc[0]})."
     ]
     found = next((r for r in functional_ranks([run]) if not say.missing(r.get("k"))), None)
@@ -78,7 +78,7 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
     for axes in panels:
         axes.grid()
         axes.set_axisbelow(True)
-    return Picture("truncation", "How much of dW does the work?", figure, " ".join(words))
+    return Picture("truncation", "Accuracy against kept rank", figure, " ".join(words))
 
 
 def spectra(findings: Findings) -> Picture | None:
@@ -140,7 +140,10 @@ def spectra(findings: Findings) -> Picture | None:
         f"{h.get_label()}, seed {run['spec']['seed']}, {matrices.get(run['run_id'], 0)} matrices"
         for h, run in zip(handles, runs, strict=True)
     )
-    caption = f"All singular values of dW = W1 − W0, a panel a kind of matrix and a line a layer ({which}). No interval: exact."
+    caption = (
+        f"All singular values of dW = W1 − W0, a panel a kind of matrix and a line a layer ({which}). Exact for these "
+        f"runs: no interval."
+    )
     return Picture("spectra", "Singular values of dW", figure, caption)
 
 
@@ -173,8 +176,8 @@ def energy_heat_map(findings: Findings) -> Picture | None:
     seeds = len(full_reference(configurations(findings.runs)))
     p = sorted(set(shares["p"].astype(int)))
     caption = (
-        f"energy_rank_90 of full fine-tuning's dW: how many singular directions hold 90 % of Σσ². Numbers are directions "
-        f"out of min(m, n) = {', '.join(map(str, p))}, colour is their share; {len(shares)} matrices, mean of {seeds} "
+        f"energy_rank_90 of full fine-tuning's dW: how many singular directions hold 90 % of Σσ². Numbers are "
+        f"directions out of min(m, n) = {', '.join(map(str, p))}, colour is their share; {len(shares)} matrices, mean of {seeds} "
         f"seed{'s' if seeds > 1 else ''}."
     )
     return Picture("energy_rank", "Energy rank by layer and kind", figure, caption)

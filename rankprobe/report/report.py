@@ -46,30 +46,30 @@ def build_report(
     inside ``out``.
     """
     parts = comparisons(runs) or [[]]
-    for part in parts:
-        folder = out if len(parts) == 1 else out / _slug(part, parts)
-        found = find(part, latency, published)
-        for name, table in found.tables.items():
+    found = [("" if len(parts) == 1 else _slug(part, parts), find(part, latency, published)) for part in parts]
+    for slug, findings in found:
+        for name, table in findings.tables.items():
             if len(table.columns):
-                write_table(folder / "tables" / f"{name}.csv", table)
-        if figures:
-            write_pages(folder, found, title=title, settings=settings)
-    if figures and len(parts) > 1:
-        pass
+                write_table(out / slug / "tables" / f"{name}.csv", table)
+    if figures:
+        write_pages(out, found, title=title, settings=settings)
 
 
-def write_pages(folder: Path, found: Findings, *, title: str, settings: dict) -> None:
-    """Draw one comparison's pictures and write its pages."""
-    # Half a second of imports that a refresh of the tables, after each run, need not wait for.
+def write_pages(out: Path, found: list[tuple[str, Findings]], *, title: str, settings: dict) -> None:
+    """Draw every comparison's pictures and write its pages, and one above them where there are several."""
+    # Imported here: a refresh of the tables after each run need not wait for seaborn.
     from rankprobe.report.html import write_report
-    from rankprobe.report.page import make_page
+    from rankprobe.report.page import index_page, make_page
     from rankprobe.report.plots import draw_pictures
     from rankprobe.report.style import save_picture
 
-    pictures = draw_pictures(found)
-    for picture in pictures:
-        save_picture(picture, folder / "figures")
-    write_report(folder, make_page(found, pictures, title=title, settings=settings))
+    for slug, findings in found:
+        pictures = draw_pictures(findings)
+        for picture in pictures:
+            save_picture(picture, out / slug / "figures")
+        write_report(out / slug, make_page(findings, pictures, title=title, settings=settings))
+    if len(found) > 1:
+        write_report(out, index_page(found, title=title))
 
 
 def _slug(part: list[dict], parts: list[list[dict]]) -> str:

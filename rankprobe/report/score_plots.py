@@ -94,6 +94,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
         axes.set_ylim(low, high + 0.1 * (high - low))
         axes.set_xscale("log")
         axes.yaxis.set_major_formatter(score_ticks(metric))
+    _interval_legend(parts[0][0], methods, [])
     bottom = parts[-1][0]
     spread = methods["trainable_params"].astype(float)
     bottom.set_xlim(spread.min() / 2.2, spread.max() * 2.2)
@@ -137,9 +138,8 @@ def latency_ratios(findings: Findings) -> Picture | None:
                 around = [[row["ratio"] - row["ratio_ci_low"]], [row["ratio_ci_high"] - row["ratio"]]]
                 axes.errorbar([row["ratio"]], [y], xerr=around, color=color, marker=marker, ms=4.5, capsize=4, lw=1.2)
                 text = f"{row['ratio']:.3f}"
-                axes.annotate(
-                    text, (row["ratio"], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
-                )
+                look = {"ha": "center", "fontsize": 8, "bbox": {"facecolor": "white", "lw": 0, "pad": 0.6}}
+                axes.annotate(text, (row["ratio"], y), xytext=(0, 6), textcoords="offset points", **look)
         axes.set_title(f"batch {batch}, length {length}", fontweight="normal")
         axes.grid(axis="x")
         axes.set_axisbelow(True)
@@ -192,7 +192,7 @@ def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
     if not say.missing(row["accuracy_ci_low"]):
         ends = row["accuracy_ci_low"], row["accuracy_ci_high"]
         axes.axhspan(*ends, facecolor=color, alpha=0.10, lw=0, zorder=0)
-        axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.25, hatch=hatch, lw=0, zorder=0)
+        axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.4, hatch=hatch, lw=0, zorder=0)
     axes.axhline(row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1)
     text = f"{say.method_name(row)}\n{say.score(row['metric'], row['accuracy_mean'])}"
     axes.annotate(

@@ -41,7 +41,7 @@ _STYLE = {
     "figure.facecolor": "white",
     "lines.linewidth": 1.4,
     "lines.markersize": 5.5,
-    "hatch.linewidth": 0.5,
+    "hatch.linewidth": 0.8,
     "svg.fonttype": "path",
     "svg.hashsalt": "rankprobe",  # element ids, and so files, repeat
 }

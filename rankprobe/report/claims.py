@@ -34,7 +34,7 @@ from rankprobe.report.verdicts import (
     verdict,
 )
 
-_PAPER = "Hu et al. 2021 (arXiv:2106.09685)"
+_PAPER = "Hu et al. 2021"  # arXiv:2106.09685
 _VARIANTS = {"lora_merged": "merged", "lora_unmerged": "unmerged"}
 
 

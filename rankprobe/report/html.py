@@ -58,7 +58,7 @@ def unbroken(text: str) -> str:
     """
     text = re.sub(r"\b([rkn]) = (?=[\d−])", "\\1\u00a0=\u00a0", str(text))
     text = re.sub(r"\[([^\[\], ]+), ([^\[\], ]+)\]", "[\\1,\u00a0\\2]", text)
-    return re.sub(r"(?<=\d) (?=(%|points|ms|times)\b|%|\[)", "\u00a0", text)
+    return re.sub(r"(?<=\d) (?=%|points\b|ms\b)|(?<=[\d%]) (?=\[)", "\u00a0", text)
 
 
 @cache

@@ -177,8 +177,8 @@ def energy_heat_map(findings: Findings) -> Picture | None:
     p = sorted(set(shares["p"].astype(int)))
     caption = (
         f"energy_rank_90 of full fine-tuning's dW: how many singular directions hold 90 % of Σσ². Numbers are "
-        f"directions out of min(m, n) = {', '.join(map(str, p))}, colour is their share; {len(shares)} matrices, mean of {seeds} "
-        f"seed{'s' if seeds > 1 else ''}."
+        f"directions out of min(m, n) = {', '.join(map(str, p))}, colour is their share; {len(shares)} matrices, "
+        f"mean of {seeds} seed{'s' if seeds > 1 else ''}."
     )
     return Picture("energy_rank", "Energy rank by layer and kind", figure, caption)
 

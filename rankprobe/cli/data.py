@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +30,11 @@ def data(task: str, out: Path | None, **options) -> None:
     TASK is docmatch, docmatch-smoke, a GLUE task, or files. docmatch is made from the sources of installed packages:
     half a minute the first time, a second from then on.
     """
+    from rankprobe.cli.progress import reading
     from rankprobe.tasks.load import load_splits
 
     files = o.file_spec({**options, "task": task})
-    with _reading() as progress:
+    with reading() as progress:
         splits = load_splits(task, data_dir=options["data_dir"], files=files, progress=progress)
     _summary(splits)
     if out is None:
@@ -48,24 +47,6 @@ def data(task: str, out: Path | None, **options) -> None:
     click.echo("\nWritten: " + ", ".join(str(path) for path in written))
     click.echo(f"To use them: --task files --train {out / 'train.tsv'} --eval {out / 'eval.tsv'} "
                f"--text text{text_b} --label label{'' if splits.labels else ' --regression'}")
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar while sources are parsed; nothing where all is cached or stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks = {}
-
-        def progress(package: str, done: int, total: int) -> None:
-            if package not in tasks:
-                tasks[package] = bar.add_task(f"parsing {package}", total=total)
-            bar.update(tasks[package], completed=done, visible=done < total)
-
-        yield progress
 
 
 def _summary(splits: Splits) -> None:

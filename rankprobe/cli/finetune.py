@@ -27,7 +27,7 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     The run's folder holds run.json, predictions.csv, ranks.csv, spectra.csv, history.csv and what was trained (a LoRA
     adapter in PEFT's format). A finished run is not redone.
     """
-    from rankprobe.cli.progress import TerminalObserver
+    from rankprobe.cli.progress import TerminalObserver, reading
     from rankprobe.cli.show import run_summary
     from rankprobe.errors import WorkError
     from rankprobe.experiment.study import Configuration, Study
@@ -42,7 +42,8 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     name = method if method == "full" else f"lora-r{configuration.r}"
     study = Study("finetune", (configuration,), truncate=(name,) if truncate and method != "head" else (),
                   **o.study_settings(options))
-    planned = plan_study(study, o.place(options))
+    with reading() as progress:
+        planned = plan_study(study, o.place(options), progress=progress)
     observer = TerminalObserver(planned.steps_left)
     with observer.live():
         records = list(run_study(planned, observer=observer))

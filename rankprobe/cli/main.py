@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 
 import click
 
@@ -42,6 +43,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; exit code 2 for bad use, 1 for failed work, 130 for an interrupt."""
+        warnings.showwarning = _show_warning
         try:
             return super().invoke(ctx)
         except RankprobeError as error:
@@ -60,6 +62,12 @@ class Group(click.Group):
                  "Free space or choose another folder, and run the same command again: it goes on where it stopped.", 1)
         except MemoryError:
             fail("Memory ran out. Lower --batch-size or --max-length and run the same command again.", 1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+    """Our own warnings as one line; a library's are for its developers."""
+    if category is UserWarning and "rankprobe" in filename:
+        click.echo(f"rankprobe: warning: {' '.join(str(message).split())}", err=True)
 
 
 def fail(message: str, code: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -66,3 +66,18 @@ class TerminalObserver:
                 yield self
         else:
             yield self
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar while sources are parsed; nothing where all is cached or stderr is no terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks = {}
+
+        def progress(package: str, done: int, total: int) -> None:
+            if package not in tasks:
+                tasks[package] = bar.add_task(f"parsing {package}", total=total)
+            bar.update(tasks[package], completed=done, visible=done < total)
+
+        yield progress

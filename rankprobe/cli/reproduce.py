@@ -37,12 +37,14 @@ def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: boo
 
         paper_lines(chosen)
         return
+    from rankprobe.cli.progress import reading
     from rankprobe.cli.work import plan_lines, run_studies
     from rankprobe.experiment.latency import plan_latency
     from rankprobe.experiment.sweep import plan_study
 
     place = o.place({**options})
-    everything = [plan_study(study, place) for study in chosen.studies]
+    with reading() as progress:
+        everything = [plan_study(study, place, progress=progress) for study in chosen.studies]
     latency = plan_latency(everything[0].runs[0].source, place.runs, r=chosen.latency_r, targets="q,v", shapes=chosen.shapes,
                            budget_s=chosen.latency_budget_s, dtype=place.dtype, device=place.device, threads=place.threads)
     todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything

@@ -39,6 +39,7 @@ def sweep(study_file: Path | None, rs: tuple[int, ...], targets: tuple[str, ...]
     From options, or from a study file: its settings then count, and only --data-dir, file, compute and folder options
     are read. Tables are renewed after every run; finished runs are not redone.
     """
+    from rankprobe.cli.progress import reading
     from rankprobe.cli.work import plan_lines, run_studies
     from rankprobe.experiment.study import Configuration, Study, load_study
     from rankprobe.experiment.sweep import plan_study
@@ -52,7 +53,8 @@ def sweep(study_file: Path | None, rs: tuple[int, ...], targets: tuple[str, ...]
         configurations += [Configuration("head", seeds=seeds)] if head else []
         settings = o.study_settings(options)
         study = Study(settings["task"], tuple(configurations), truncate=("full",) if full and keep_weights else (), **settings)
-    planned = plan_study(study, o.place(options))
+    with reading() as progress:
+        planned = plan_study(study, o.place(options), progress=progress)
     if dry_run:
         plan_lines([planned])
         return

@@ -16,6 +16,7 @@ from rankprobe.weights.source import find_model
 
 if TYPE_CHECKING:
     from rankprobe.tasks.files import FileSpec
+    from rankprobe.tasks.sources import Progress
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ class PlannedStudy:
                         truncate=self.truncate if seed == seeds[0] else ()) for seed in seeds]
 
 
-def plan_study(study: Study, place: Place) -> PlannedStudy:
+def plan_study(study: Study, place: Place, *, progress: Progress | None = None) -> PlannedStudy:
     """Find the model, load the data and name every run; nothing is trained or written.
+
+    ``progress`` is told of a data set that has to be made first, as (what, files done, files in all).
 
     Raises
     ------
@@ -82,7 +85,7 @@ def plan_study(study: Study, place: Place) -> PlannedStudy:
     """
     source = find_model(study.model)
     task = load_task(study.task, data_dir=place.data_dir, files=place.files, split=study.split,
-                     train_size=study.train_size or None, eval_size=study.eval_size or None)
+                     train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress)
     specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
     runs = tuple(plan_run(spec, source, task, place.runs) for spec in specs)
     wanted = [parse_configuration(text) for text in study.truncate]

@@ -29,7 +29,8 @@ def truncation_done(run: PlannedRun) -> bool:
 def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.DataFrame:
     """Measure accuracy against kept rank on a finished run's own evaluation rows, in its dtype.
 
-    Writes truncation.csv after every point, then functional_rank.csv. With the rule ``rest_tuned`` the point at
+    Writes truncation.csv after every point, then functional_rank.csv. LoRA changes nothing but the blocks' weights and
+    the head, so that only the rule ``rest_tuned`` says something there. With the rule ``rest_tuned`` the point at
     k = p is the run's own model, whose stored predictions it must give again.
 
     Parameters
@@ -69,10 +70,11 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
 
     score = task_score(task)
     ks = truncation_ks(most_directions(updates))
+    rules = RULES[:1] if trained.layers else RULES
     points = []
-    for point in truncation_curve(W0, W1, updates, evaluate, score, head=trained.head, ks=ks):
+    for point in truncation_curve(W0, W1, updates, evaluate, score, head=trained.head, ks=ks, rules=rules):
         points.append(point)
-        observer.stage("truncate", len(points), len(ks) * len(RULES), f"k={point.k} {task.metrics[0]} {point.score:.3f}")
+        observer.stage("truncate", len(points), len(ks) * len(rules), f"k={point.k} {task.metrics[0]} {point.score:.3f}")
         write_table(run.folder / CURVE_FILE, pd.DataFrame([p.row() for p in points]))
     ranks = pd.DataFrame([found.row() for found in functional_ranks(points, score)])
     write_table(run.folder / RANK_FILE, ranks)

@@ -167,7 +167,8 @@ def canonical_targets(targets: str) -> str:
     'q,v'
     """
     kinds = parse_targets(targets)
-    return targets.strip() if kinds is None else ",".join(kinds)
+    # "all" stays: which kinds that is depends on the model (Llama has a gate, BERT has none).
+    return targets.strip() if kinds is None or targets.strip() == "all" else ",".join(kinds)
 
 
 def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[WeightSite]:

@@ -104,7 +104,7 @@ def _subtitle(findings: Findings) -> str:
         return "no finished run"
     run, table = findings.runs[0], findings.tables["runs"]
     good = int((table["status"] == "ok").sum())
-    text = f"{run['model']['name']} on {run['task']['name']}, {good} finished runs"
+    text = f"{run['model']['name']} on {run['task']['name']}, {good} finished run{'s' if good != 1 else ''}"
     return text + (f", {len(table) - good} diverged or failed" if good < len(table) else "")
 
 

@@ -126,15 +126,15 @@ def broken_axis(values: list[float], *, height: float = 3.1):
     gaps = [(b - a, i) for i, (a, b) in enumerate(itertools.pairwise(ordered))]
     gap, at = max(gaps, default=(0.0, 0))
     upper, lower = ordered[at + 1 :], ordered[: at + 1]
-    spread = (upper[-1] - upper[0]) if upper else 0.0
+    spread, low_spread = (part[-1] - part[0] if part else 0.0 for part in (upper, lower))
     figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
-    if not upper or gap < 1.5 * max(spread, 0.01):
+    if not upper or gap < 1.2 * max(spread, low_spread, 0.05):
         pad = 0.08 * max(ordered[-1] - ordered[0], 0.01)
         axes = figure.subplots()
         parts = [(axes, ordered[0] - pad, ordered[-1] + pad)]
     else:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-        pad, low_pad = 0.08 * max(spread, 0.01), max(0.08 * spread, 0.6 * (lower[-1] - lower[0]))
+        pad, low_pad = 0.08 * max(spread, 0.01), max(0.08 * spread, 0.6 * low_spread)
         parts = [(top, upper[0] - pad, upper[-1] + pad), (bottom, lower[0] - low_pad, lower[-1] + low_pad)]
         top.spines["bottom"].set_visible(False)
         top.tick_params(bottom=False, which="both")

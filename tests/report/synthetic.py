@@ -1,8 +1,9 @@
-"""Run folders as a study leaves them, with a truth that is known: for tests of the report and for looking at its pictures."""
+"""Run folders as a study leaves them, with a truth that is known."""
 
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def make_run(
         r = r or 8
     run_id = f"{method}{f'-r{r}-' + targets.replace(',', '') if method == 'lora' else ''}-{task}-s{seed}"
     run_id += (
-        f"-{abs(hash((eval_sha256, lr, tuple(sorted(spec.items()))))) % 16**6:06x}"
+        f"-{zlib.crc32(repr((eval_sha256, lr, sorted(spec.items()))).encode()):08x}"
         if spec or eval_sha256 != "e" * 64
         else ""
     )

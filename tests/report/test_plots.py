@@ -1,0 +1,175 @@
+"""Pictures: what is on the axes, that nothing overlaps, and that files repeat byte for byte."""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from rankprobe.paper.published import published
+from rankprobe.report.findings import find
+from rankprobe.report.plots import draw_pictures
+from rankprobe.report.style import broken_axis, png, save_picture, style, svg
+from tests.report.synthetic import make_latency, make_run
+
+
+@pytest.fixture(scope="module")
+def pictures(findings):
+    return {picture.name: picture for picture in draw_pictures(findings)}
+
+
+def test_all_six_in_order_each_with_n_in_its_caption(pictures):
+    assert list(pictures) == [
+        "accuracy_by_r",
+        "truncation",
+        "spectra",
+        "energy_rank",
+        "accuracy_by_parameters",
+        "latency",
+    ]
+    for name in ("accuracy_by_r", "truncation", "accuracy_by_parameters"):
+        assert "600 evaluation rows" in pictures[name].caption and "95 %" in pictures[name].caption
+    assert "36 matrices" in pictures["spectra"].caption and "36 matrices" in pictures["energy_rank"].caption
+    assert "60 interleaved rounds" in pictures["latency"].caption
+
+
+def errorbars(axes):
+    """Points of an axes' error bars: (x, y)."""
+    return sorted((float(c.lines[0].get_xdata()[0]), float(c.lines[0].get_ydata()[0])) for c in axes.containers)
+
+
+def test_accuracy_by_r_shows_the_table(pictures, findings):
+    top, bottom = pictures["accuracy_by_r"].figure.axes
+    methods = findings.tables["methods"]
+    sweep = methods[methods["method"] == "lora"]
+    expected = sorted(zip(np.log2(sweep["r"].astype(float)), sweep["accuracy_mean"], strict=True))
+    assert np.allclose(errorbars(top), expected)
+    assert [t.get_text() for t in bottom.get_xticklabels()] == ["1", "2", "4", "8", "64"]
+    texts = [t.get_text() for t in top.texts + bottom.texts]
+    assert any(t.startswith("full") and "78.6 %" in t for t in texts)
+    assert any(t.startswith("head only") for t in texts)
+    # The head is far below: it has the lower axes, which does not meet the upper one.
+    assert bottom.get_ylim()[1] < top.get_ylim()[0] and bottom.get_ylim()[0] < 0.546 < bottom.get_ylim()[1]
+
+
+def test_filled_markers_are_over_seeds_and_open_ones_over_rows(pictures):
+    top = pictures["accuracy_by_r"].figure.axes[0]
+    faces = {float(c.lines[0].get_xdata()[0]): c.lines[0].get_markerfacecolor() for c in top.containers}
+    assert faces[0.0] == faces[3.0] != "white" and faces[1.0] == faces[2.0] == faces[6.0] == "white"
+
+
+def test_truncation_aligns_accuracy_with_energy(pictures, findings):
+    accuracy, energy = pictures["truncation"].figure.axes
+    assert accuracy.get_xlim() == energy.get_xlim()
+    assert [t.get_text() for t in energy.get_xticklabels()][:4] == ["0", "1", "2", "4"]
+    assert len(accuracy.containers) == 3  # two rules of full, one LoRA
+    share = energy.lines[0].get_ydata()
+    assert share[0] == 0 and share[-1] == pytest.approx(1) and (np.diff(share) >= 0).all()
+    spectra = findings.tables["spectra"]
+    first = spectra[spectra["run_id"] == "full-docmatch-s0"]
+    power = first.assign(p=first["sigma"] ** 2).groupby("name")["p"]
+    assert share[1] == pytest.approx((power.max() / power.sum()).median(), rel=1e-4)
+    assert "k = 4 [2, 4]" in pictures["truncation"].caption
+
+
+def test_spectra_have_a_line_a_matrix_on_log_axes(pictures):
+    panels = [a for a in pictures["spectra"].figure.axes if a.get_title(loc="left")]
+    assert [a.get_title(loc="left") for a in panels] == ["q", "k", "v", "o", "up", "down"]
+    assert [len(a.lines) for a in panels] == [12, 6, 12, 6, 6, 6]  # LoRA stands beside full on q and v
+    assert {(a.get_xscale(), a.get_yscale()) for a in panels} == {("log", "log")}
+    assert {len(line.get_xdata()) for line in panels[0].lines} == {384, 8}
+
+
+def test_heat_map_numbers_are_energy_ranks(pictures, findings):
+    axes = pictures["energy_rank"].figure.axes[0]
+    ranks = findings.tables["ranks"]
+    full = ranks[ranks["method"] == "full"]
+    first = full[(full["layer"] == 0) & (full["kind"] == "q")]["energy_rank_90"].mean()
+    assert len(axes.texts) == 36 and axes.texts[0].get_text() == str(round(first))
+
+
+def test_parameters_are_on_a_log_axis_with_every_method(pictures):
+    axes = pictures["accuracy_by_parameters"].figure.axes
+    assert all(a.get_xscale() == "log" for a in axes)
+    xs = sorted(x for a in axes for x, _ in errorbars(a))
+    assert xs == [770, 9_986, 19_202, 37_634, 74_498, 590_594, 22_713_986]
+
+
+def test_latency_has_a_panel_a_shape_and_the_aa_band(pictures):
+    panels = pictures["latency"].figure.axes
+    assert [a.get_title(loc="left") for a in panels] == [
+        "batch 1, length 32",
+        "batch 8, length 64",
+        "batch 32, length 64",
+    ]
+    for axes in panels:
+        assert [round(x, 4) for x, _ in errorbars(axes)] == [1.0005, 1.001, 1.003, 1.16]
+        assert axes.patches[0].get_x() == pytest.approx(1.0005 - 0.004)
+
+
+def shown_ticks(axis):
+    """Tick labels inside the view; matplotlib keeps some outside that it never draws."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+
+
+@pytest.mark.parametrize("name", ["accuracy_by_r", "accuracy_by_parameters", "truncation", "latency"])
+def test_no_two_labels_overlap(pictures, name):
+    figure = pictures[name].figure
+    with style():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        texts = [t for a in figure.axes for t in (*a.texts, *shown_ticks(a.xaxis), *shown_ticks(a.yaxis))]
+        boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_visible() and t.get_text()]
+    inside = [(t, b) for t, b in boxes if b.width > 0 and b.height > 0]
+    for i, (one, a) in enumerate(inside):
+        for other, b in inside[i + 1 :]:
+            assert not a.overlaps(b), f"{one!r} overlaps {other!r}"
+
+
+def test_fonts_are_readable_in_print(pictures):
+    for picture in pictures.values():
+        assert picture.figure.get_figwidth() == 6.5
+        sizes = [t.get_fontsize() for a in picture.figure.axes for t in (*a.texts, *a.get_xticklabels(), a.xaxis.label)]
+        assert min(sizes) >= 8
+
+
+def test_svg_repeats_and_names_neither_a_date_nor_a_path(findings, study):
+    first, second = ({p.name: svg(p.figure) for p in draw_pictures(findings)} for _ in range(2))
+    assert first == second
+    for content in first.values():
+        ET.fromstring(content)
+        assert b"<metadata" not in content and b"<dc:date>" not in content and study[0]["path"].encode() not in content
+
+
+def test_pictures_show_something(pictures):
+    for picture in pictures.values():
+        image = np.asarray(Image.open(io.BytesIO(png(picture.figure))).convert("L"))
+        assert image.shape[1] == 1300 and (image < 128).mean() > 0.002 and (image > 250).mean() > 0.2
+
+
+def test_both_files_are_written(pictures, tmp_path):
+    save_picture(pictures["latency"], tmp_path / "figures")
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["latency.png", "latency.svg"]
+
+
+def test_partial_data_draw_what_there_is(tmp_path):
+    one = [make_run(tmp_path, r=8, n=100)]
+    assert [p.name for p in draw_pictures(find(one, None, published()))] == ["accuracy_by_r", "accuracy_by_parameters"]
+    assert draw_pictures(find([], None, published())) == []
+    assert [p.name for p in draw_pictures(find([], make_latency(), published()))] == ["latency"]
+    full = [make_run(tmp_path, method="full", n=100, spectra=True)]
+    names = [p.name for p in draw_pictures(find(full, None, published()))]
+    assert names == ["spectra", "energy_rank", "accuracy_by_parameters"]
+
+
+def test_axis_breaks_only_over_a_wide_gap():
+    with style():
+        assert len(broken_axis([0.74, 0.76, 0.79])[1]) == 1
+        assert len(broken_axis([0.5, 0.54, 0.74, 0.76, 0.79])[1]) == 2
+        assert len(broken_axis([0.7])[1]) == 1

@@ -1,0 +1,247 @@
+"""The pages: complete, self-contained, escaped, honest about what is missing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rankprobe.paper.published import published
+from rankprobe.report.answer import answer
+from rankprobe.report.findings import find
+from rankprobe.report.report import build_report
+from tests.report.synthetic import make_latency, make_run
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Reader(HTMLParser):
+    """Checks nesting and collects text, tags and addresses."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).replace("\u00a0", " ").split())
+
+
+@pytest.fixture(scope="module")
+def built(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    build_report(
+        study, make_latency(), published(), out, title="reproduce-paper, small", settings={"command": "rankprobe x"}
+    )
+    return out
+
+
+def test_everything_is_written(built):
+    assert {p.name for p in built.iterdir()} == {"tables", "figures", "report.md", "report.html"}
+    assert {p.stem for p in (built / "tables").iterdir()} == {
+        "runs",
+        "methods",
+        "rank_sweep",
+        "claims",
+        "ranks",
+        "spectra",
+        "truncation",
+        "latency",
+    }
+    assert len(list((built / "figures").iterdir())) == 12
+    claims = pd.read_csv(built / "tables" / "claims.csv")
+    assert set(claims["verdict"]) <= {"supported", "contradicted", "inconclusive", "not_run"}
+
+
+def test_html_is_well_formed_and_needs_nothing_else(built):
+    text = (built / "report.html").read_text(encoding="utf-8")
+    page = Reader(text)
+    assert page.tags.count("img") == 6 and page.tags.count("h1") == 1
+    assert all(a.startswith("data:image/svg+xml;base64,") for a in page.addresses)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+
+
+def test_it_opens_with_three_sentences_then_the_claims(built, findings):
+    words = Reader((built / "report.html").read_text(encoding="utf-8")).words
+    sentences = answer(findings)
+    assert len(sentences) == 3
+    places = [words.index(s) for s in sentences]
+    assert places == sorted(places) and places[-1] < words.index("Claims") < words.index("What r is needed")
+
+
+def test_markdown_has_the_same_answer_and_refers_to_the_figures(built, findings):
+    text = (built / "report.md").read_text(encoding="utf-8")
+    for sentence in answer(findings):
+        assert sentence in text
+    for name in re.findall(r"\]\((figures/[^)]+)\)", text):
+        assert (built / name).exists()
+    assert len(re.findall(r"!\[", text)) == 6
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) > 40
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_verdicts_are_told_by_sign_and_word_not_by_colour_alone(built):
+    words = Reader((built / "report.html").read_text(encoding="utf-8")).words
+    assert "✓ supported" in words and "? inconclusive" in words and "✗ contradicted" in words
+
+
+def test_same_input_same_files(built, study, tmp_path):
+    build_report(
+        study,
+        make_latency(),
+        published(),
+        tmp_path,
+        title="reproduce-paper, small",
+        settings={"command": "rankprobe x"},
+    )
+    for path in built.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / path.relative_to(built)).read_bytes(), path.name
+
+
+def test_no_file_names_this_machine(built, study):
+    root = study[0]["path"].rsplit("/", 1)[0].encode()
+    for path in built.rglob("*"):
+        assert path.is_dir() or root not in path.read_bytes(), path.name
+
+
+def test_a_refresh_writes_tables_only_and_leaves_no_temporary_file(study, tmp_path):
+    build_report(study[:2], None, published(), tmp_path, title="t", settings={}, figures=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["tables"]
+    assert {p.name for p in (tmp_path / "tables").iterdir()} == {
+        "runs.csv",
+        "methods.csv",
+        "rank_sweep.csv",
+        "claims.csv",
+        "ranks.csv",
+        "spectra.csv",
+        "truncation.csv",
+    }
+    build_report(study, None, published(), tmp_path, title="t", settings={}, figures=False)
+    assert len(pd.read_csv(tmp_path / "tables" / "runs.csv")) == len(study)
+
+
+def test_nothing_run_yet(tmp_path):
+    build_report([], None, published(), tmp_path, title="t", settings={})
+    words = Reader((tmp_path / "report.html").read_text(encoding="utf-8")).words
+    assert "No run has finished yet." in words and words.count("Not run yet.") == 4 and "✓ supported" in words
+
+
+def test_partial_results_say_what_is_missing(tmp_path):
+    build_report([make_run(tmp_path / "runs", r=8, n=100)], None, published(), tmp_path / "out", title="t", settings={})
+    words = Reader((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).words
+    assert "full fine-tuning, which it is measured against, has not finished" in words
+    assert "its latency has not been measured yet" in words
+    assert "– not run" in words and "Not run yet." in words
+
+
+def test_user_strings_are_escaped(tmp_path):
+    evil = '<script>alert(1)</script> | a* [x](javascript:1) & "q"'
+    runs = [make_run(tmp_path / "runs", r=8, n=100), make_run(tmp_path / "runs", r=4, n=100, status="failed")]
+    for run in runs:
+        run["task"]["name"] = evil
+        run["model"]["name"] = evil
+    runs[1]["error"] = evil
+    build_report(runs, None, published(), tmp_path / "out", title=evil, settings={"command": evil})
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = Reader(html)
+    assert "script" not in page.tags and evil in page.words
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert (
+        "<script>" not in text
+        and not re.search(r"(?<!\\)\]\(javascript", text)
+        and r"\| a\* [x\](javascript:1)" in text
+    )
+
+
+def test_failed_and_diverged_runs_are_shown(tmp_path):
+    runs = [make_run(tmp_path / "runs", r=8, n=100), make_run(tmp_path / "runs", r=8, seed=1, n=100, status="diverged")]
+    build_report(runs, None, published(), tmp_path / "out", title="t", settings={})
+    words = Reader((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).words
+    assert "1 diverged or failed" in words and "loss is NaN" in words and "1 diverged" in words
+
+
+def test_several_comparisons_get_folders_and_a_page_above_them(tmp_path):
+    store = tmp_path / "runs"
+    runs = [
+        make_run(store, r=8, n=100),
+        make_run(store, r=4, n=100),
+        make_run(store, r=8, n=100, task="sst2", eval_sha256="f" * 64),
+        make_run(store, r=8, n=100, epochs=9),
+    ]
+    out = tmp_path / "out"
+    build_report(runs, None, published(), out, title="all", settings={})
+    folders = ["all-MiniLM-L6-v2-docmatch-eval-1", "all-MiniLM-L6-v2-docmatch-eval-2", "all-MiniLM-L6-v2-sst2-eval"]
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == folders
+    assert not (out / "tables").exists()
+    assert len(pd.read_csv(out / folders[0] / "tables" / "methods.csv")) == 2
+    page = Reader((out / "report.html").read_text(encoding="utf-8"))
+    assert sorted(page.addresses) == [f"{f}/report.html" for f in folders]
+    assert all((out / a).exists() for a in page.addresses) and "3 comparisons" in page.words
+
+
+def test_answers_for_every_outcome(tmp_path):
+    def first_two(name, full, lora, head=None):
+        runs = [
+            make_run(tmp_path / name, method="full", wrong=full),
+            make_run(tmp_path / name, r=1, wrong=lora),
+            make_run(tmp_path / name, r=8, wrong=lora),
+        ]
+        runs += [make_run(tmp_path / name, method="head", wrong=head)] if head is not None else []
+        return answer(find(runs, None, published()))[:2]
+
+    a, b = first_two("same", np.arange(300), np.arange(300))
+    assert a.startswith("On docmatch r = 1 is enough: 80.0 % against 80.0 %") and "(one seed)" in a
+    assert "is as good as full fine-tuning here, within 2 points" in b
+    a, b = first_two("worse", np.arange(300), np.arange(450))
+    assert "no r that was tried is enough" in a and "is worse than full fine-tuning here by more than 2 points" in b
+    assert "−10.0 [" in b
+    a, b = first_two("better", np.arange(450), np.arange(300))
+    assert "r = 1 is enough" in a and "is better than full" in b
+    a, b = first_two("open", np.arange(300), np.arange(40, 360))
+    assert "is not settled" in a and "is not settled" in b
+    a, b = first_two("moot", np.arange(300), np.arange(300), np.arange(5, 305))
+    assert "cannot be told from these runs" in a and "which means little" in b
+
+
+def test_other_metrics_are_no_percentages(tmp_path):
+    runs = [
+        make_run(tmp_path / "runs", method="full", n=200, accuracy=0.85, metrics=("matthews", "accuracy")),
+        make_run(tmp_path / "runs", r=8, n=200, accuracy=0.8, metrics=("matthews", "accuracy")),
+    ]
+    for run in runs:
+        table = pd.read_csv(f"{run['path']}/predictions.csv")
+        run["metrics"]["matthews"] = float(np.corrcoef(table["label"], table["prediction"])[0, 1])
+    found = find(runs, None, published())
+    methods = found.tables["methods"]
+    assert methods["accuracy_mean"].tolist() == pytest.approx([r["metrics"]["matthews"] for r in runs])
+    assert methods["ci_method"].str.startswith("percentile bootstrap").all()
+    assert methods["diff_vs_full"].iloc[1] == pytest.approx(
+        runs[1]["metrics"]["matthews"] - runs[0]["metrics"]["matthews"]
+    )
+    assert " % against" not in answer(found)[0]

@@ -63,8 +63,10 @@ def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title:
     with observer.live():
         for study in studies:
             for round_ in study.rounds():
+                said: set[str] = set()
                 for record in run_study(round_, keep_weights=keep_weights, observer=observer):
-                    _say(observer, record)
+                    _say(observer, record, again=record["run_id"] in said)
+                    said.add(record["run_id"])
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
                     render(out, plan, runs_folder, figures=False)
@@ -118,12 +120,15 @@ def _latency(plan: LatencyPlan | None, observer: TerminalObserver) -> None:
         execute_latency(plan, observer=observer)
 
 
-def _say(observer: TerminalObserver, record: dict) -> None:
+def _say(observer: TerminalObserver, record: dict, *, again: bool) -> None:
+    if again:  # a run comes a second time when its functional rank is there
+        observer.say(f"{record['run_id']}: functional rank measured")
+        return
     metric = record["task"]["metrics"][0]
-    value = record["metrics"].get(metric)
+    value = record["metrics"].get(metric) if "metrics" in record else None
     result = f"{metric} {value:.4f}" if value is not None else f"{record['status']}: {record['error']}"
-    observer.say(f"{record['run_id']}: {result}, {record['timings'].get('train_time_s', 0):.0f} s" if "timings" in record
-                 else f"{record['run_id']}: {result}")
+    seconds = f", {record['timings']['train_time_s']:.0f} s of training" if "timings" in record else ""
+    observer.say(f"{record['run_id']}: {result}{seconds}")
 
 
 def _without_folders(words: Sequence[str]) -> list[str]:

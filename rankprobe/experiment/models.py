@@ -16,7 +16,7 @@ from rankprobe.methods.head import freeze_all_but, head_parameters
 from rankprobe.methods.lora import LoRALayer, apply_lora, load_lora, save_lora
 from rankprobe.weights.adapter import load_adapter
 from rankprobe.weights.architecture import model_shapes, target_sites
-from rankprobe.weights.pretrained import load_classifier
+from rankprobe.weights.pretrained import load_classifier, quiet_transformers
 from rankprobe.weights.source import ModelSource, find_model
 
 if TYPE_CHECKING:
@@ -99,8 +99,9 @@ def count_parameters(prepared: Prepared) -> dict[str, int]:
 def save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder: Path) -> None:
     """Write what was trained: the whole model, a PEFT adapter with the head, or the head alone."""
     if spec.method == "full":
-        prepared.model.save_pretrained(folder / MODEL_FOLDER)
-        prepared.tokenizer.save_pretrained(folder / MODEL_FOLDER)
+        with quiet_transformers():
+            prepared.model.save_pretrained(folder / MODEL_FOLDER)
+            prepared.tokenizer.save_pretrained(folder / MODEL_FOLDER)
     elif spec.method == "lora":
         save_lora(folder / ADAPTER_FOLDER, prepared.model, prepared.layers, prepared.head, rslora=spec.rslora,
                   base_model=source.name)

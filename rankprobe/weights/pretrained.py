@@ -58,7 +58,7 @@ def load_classifier(
     if num_labels != 1 if problem == "regression" else num_labels < 2:
         rule = "be 1 for regression and 2 or more for classification"
         raise UsageError(must("num_labels", rule, num_labels, "Check the task's label column"))
-    with _quiet_transformers():
+    with quiet_transformers():
         config, model_class = _classifier_config(source, num_labels, problem)
         tokenizer = _load_tokenizer(source)
         # fork_rng without devices: the model is built on the CPU, and asking for CUDA's state would start CUDA.
@@ -107,8 +107,8 @@ def load_config(name_or_path: str) -> PretrainedConfig:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence the load report and bars: what was missing is returned, and a new head is what was asked for."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' reports and bars: what was missing is returned, and a new head is what was asked for."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

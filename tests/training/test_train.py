@@ -158,7 +158,7 @@ def test_nan_is_noticed_at_its_step(model):
 def test_a_blow_up_is_noticed(model):
     rows, labels = toy(256)
     result = train(model, rows, labels, 0, **{**SETTINGS, "lr": 300.0, "clip_norm": 0.0, "epochs": 20})
-    assert result.status == "diverged" and "times its start" in result.error or "finite" in result.error
+    assert (result.status == "diverged" and "times its start" in result.error) or "finite" in result.error
 
 
 def test_regression_learns_a_score(tmp_path):

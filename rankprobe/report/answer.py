@@ -8,6 +8,7 @@ from rankprobe.report import numbers as say
 from rankprobe.report.claims import functional_ranks
 from rankprobe.report.comparison import main_lora, something_to_lose
 from rankprobe.report.findings import Findings
+from rankprobe.report.tables import best_settings
 from rankprobe.report.verdicts import MARGIN_POINTS
 
 
@@ -33,7 +34,7 @@ def _what_r(findings: Findings) -> str:
     group = main_lora(findings.runs)
     if not group:
         return f"What r {task} needs is not known yet: no LoRA run has finished."
-    methods = findings.tables["methods"]
+    methods = best_settings(findings.tables["methods"])
     rows = methods[(methods["method"] == "lora") & (methods["targets"] == group[0]["spec"]["targets"])]
     rows = rows.dropna(subset=["diff_ci_low"]).sort_values("r")
     if rows.empty:
@@ -67,7 +68,7 @@ def _what_r(findings: Findings) -> str:
 
 
 def _against_full(row: pd.Series, methods: pd.DataFrame) -> str:
-    full = methods[methods["method"] == "full"].dropna(subset=["accuracy_mean"]).sort_values("n_seeds").iloc[-1]
+    full = methods[methods["method"] == "full"].iloc[0]
     one_seed = " (one seed)" if row["n_seeds"] == 1 else ""
     return (
         f"{say.score(row['metric'], row['accuracy_mean'])} against {say.score(full['metric'], full['accuracy_mean'])} "
@@ -110,18 +111,18 @@ def _as_good(findings: Findings) -> str:
 
 
 def _cost(findings: Findings) -> str:
-    group, methods = main_lora(findings.runs), findings.tables["methods"]
+    group, methods = main_lora(findings.runs), best_settings(findings.tables["methods"])
     if not group:
         return "What LoRA costs has not been measured yet."
     spec = group[0]["spec"]
     mine = methods[
         (methods["method"] == "lora") & (methods["r"] == spec["r"]) & (methods["targets"] == spec["targets"])
     ]
-    row = mine.sort_values("n_seeds").iloc[-1]
+    row = mine.iloc[0]
     full = methods[methods["method"] == "full"].dropna(subset=["train_time_s"])
     words = f"{say.method_name(spec)} trains {say.percent(row['trainable_pct'])} of the parameters"
     if len(full) and not say.missing(row["train_time_s"]):
-        time = full.sort_values("n_seeds")["train_time_s"].iloc[-1]
+        time = full["train_time_s"].iloc[0]
         words += f" in {row['train_time_s'] / time:.2f} times the time ({say.duration(row['train_time_s'])} against "
         words += f"{say.duration(time)})"
     return f"{words}; {_latency(findings)}."

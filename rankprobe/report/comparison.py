@@ -114,24 +114,36 @@ def full_reference(groups: list[list[dict]]) -> list[dict]:
 
     Where several learning rates were tried, the one with the most seeds, then the best mean score.
     """
-    full = [ok for g in groups if g[0]["spec"]["method"] == "full" and (ok := finished_ok(g))]
-    return max(full, key=lambda g: (len(g), np.mean([r["metrics"][main_metric(r)] for r in g])), default=[])
+    return max(_ok_groups(groups, "full"), key=_standing, default=[])
 
 
 def main_lora(runs: list[dict]) -> list[dict]:
-    """The LoRA configuration that stands for LoRA: the most finished seeds, then r nearest to the paper's 8."""
-    groups = [ok for g in configurations(runs) if g[0]["spec"]["method"] == "lora" and (ok := finished_ok(g))]
-    return max(groups, key=lambda g: (len(g), -abs(math.log2(g[0]["spec"]["r"] / 8)), -g[0]["spec"]["r"]), default=[])
+    """The LoRA configuration that stands for LoRA: most finished seeds, then r nearest to the paper's 8, then score."""
+
+    def key(group: list[dict]) -> tuple:
+        r = group[0]["spec"]["r"]
+        return len(group), -abs(math.log2(r / 8)), -r, _standing(group)
+
+    return max(_ok_groups(configurations(runs), "lora"), key=key, default=[])
 
 
 def lora_groups(runs: list[dict], targets: str) -> dict[int, list[dict]]:
-    """Finished runs by r for these targets; of several settings of one r the one with more seeds."""
+    """Finished runs by r for these targets; of several settings of one r, as in :func:`full_reference`."""
     found: dict[int, list[dict]] = {}
-    for group in configurations(runs):
-        spec, ok = group[0]["spec"], finished_ok(group)
-        if spec["method"] == "lora" and spec["targets"] == targets and len(ok) > len(found.get(spec["r"], [])):
-            found[spec["r"]] = ok
+    for group in _ok_groups(configurations(runs), "lora"):
+        spec = group[0]["spec"]
+        if spec["targets"] == targets:
+            found[spec["r"]] = max(found.get(spec["r"], []), group, key=_standing)
     return found
+
+
+def _ok_groups(groups: list[list[dict]], method: str) -> list[list[dict]]:
+    return [ok for g in groups if g[0]["spec"]["method"] == method and (ok := finished_ok(g))]
+
+
+def _standing(group: list[dict]) -> tuple[int, float]:
+    """Which of several settings of one method stands for it: the most seeds, then the best mean score."""
+    return len(group), float(np.mean([run["metrics"][main_metric(run)] for run in group])) if group else -math.inf
 
 
 def difference(a: list[dict], b: list[dict]) -> Estimate | None:
@@ -172,7 +184,7 @@ def something_to_lose(runs: list[dict]) -> Estimate | None:
     would have been as good. Trials of equivalence call it assay sensitivity.
     """
     groups = configurations(runs)
-    head = max((finished_ok(g) for g in groups if g[0]["spec"]["method"] == "head"), key=len, default=[])
+    head = max(_ok_groups(groups, "head"), key=_standing, default=[])
     return difference(full_reference(groups), head)
 
 

@@ -118,6 +118,11 @@ def spectra(findings: Findings) -> Picture | None:
         axes.set_axisbelow(True)
     for axes in panels[len(kinds) :]:
         axes.set_visible(False)
+    # A square matrix's last few values fall by orders of magnitude; drawn in full, they would flatten all others.
+    floor = float(table["sigma"].quantile(0.02))
+    cut = table["sigma"].min() < floor / 10
+    if cut:
+        panels[0].set_ylim(bottom=floor / 1.5)
     figure.supxlabel("index of the singular value (log scale)", fontsize=9)
     figure.supylabel("singular value σ of dW (log scale)", fontsize=9)
     if len(layers) > 1:
@@ -144,6 +149,8 @@ def spectra(findings: Findings) -> Picture | None:
         f"All singular values of dW = W1 − W0, a panel a kind of matrix and a line a layer ({which}). Exact for these "
         f"runs: no interval."
     )
+    if cut:
+        caption += f" The least 2 % of the values, down to {table['sigma'].min():.0e}, lie below the axis."
     return Picture("spectra", "Singular values of dW", figure, caption)
 
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from rankprobe.report import numbers as say
 from rankprobe.report.findings import Findings
 from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES, WIDTH_IN, Picture, broken_axis, score_ticks
+from rankprobe.report.tables import best_settings
 from rankprobe.report.verdicts import LATENCY_MARGIN
 
 _VARIANTS = {
@@ -23,7 +24,7 @@ _VARIANTS = {
 
 def accuracy_by_r(findings: Findings) -> Picture | None:
     """The main metric of LoRA against r, with full fine-tuning's interval as a band and the trained head as a line."""
-    methods = _finished(findings)
+    methods = best_settings(findings.tables["methods"])
     sweep = methods[methods["method"] == "lora"]
     if sweep.empty:
         return None
@@ -32,7 +33,7 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     figure, parts = broken_axis(_ends(methods, "lora", "full", "head"))
     targets = list(dict.fromkeys(sweep["targets"]))
     for (color, marker, line), target in zip(SERIES * 4, targets, strict=False):
-        rows = sweep[sweep["targets"] == target].sort_values(["r", "accuracy_mean"]).drop_duplicates("r", keep="last")
+        rows = sweep[sweep["targets"] == target].sort_values("r")
         for axes, low, high in parts:
             inside = rows[rows["accuracy_mean"].between(low, high)]
             x = np.log2(inside["r"].astype(float))
@@ -56,14 +57,15 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     task, n = sweep["task"].iloc[0], int(sweep["n_eval"].iloc[0])
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) of LoRA on {' and '.join(targets)} against r. "
-        f"{_band_words(full, head)} {_interval_words(methods)} Paired differences to full fine-tuning are in the table."
+        f"{_band_words(full, head)} {_interval_words(methods)} Paired differences to full fine-tuning are "
+        f"in the table.{_choice_words(findings, methods)}"
     )
     return Picture("accuracy_by_r", f"{metric.capitalize()} against r", figure, caption)
 
 
 def accuracy_by_parameters(findings: Findings) -> Picture | None:
     """The main metric against the number of trained parameters, head included, on a log axis."""
-    methods = _finished(findings).dropna(subset=["trainable_params"])
+    methods = best_settings(findings.tables["methods"]).dropna(subset=["trainable_params"])
     if methods.empty:
         return None
     metric = methods["metric"].iloc[0]
@@ -107,7 +109,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     model = methods["model"].iloc[0] + (f" ({say.count(total.iloc[0])} parameters)" if len(total) else "")
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) against how many parameters of {model} are trained. "
-        f"{_interval_words(methods)}"
+        f"{_interval_words(methods)}{_choice_words(findings, methods)}"
     )
     return Picture("accuracy_by_parameters", f"{metric.capitalize()} against trainable parameters", figure, caption)
 
@@ -160,14 +162,15 @@ def latency_ratios(findings: Findings) -> Picture | None:
     return Picture("latency", "Latency", figure, caption)
 
 
-def _finished(findings: Findings) -> pd.DataFrame:
-    methods = findings.tables["methods"]
-    return methods.dropna(subset=["accuracy_mean"]) if len(methods) else methods
-
-
 def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:
-    rows = methods[methods["method"] == method].sort_values(["n_seeds", "accuracy_mean"])
-    return None if rows.empty else rows.iloc[-1]
+    rows = methods[methods["method"] == method]
+    return None if rows.empty else rows.iloc[0]
+
+
+def _choice_words(findings: Findings, shown: pd.DataFrame) -> str:
+    """Said where settings were chosen on the rows shown."""
+    left_out = len(findings.tables["methods"].dropna(subset=["accuracy_mean"])) - len(shown)
+    return " Of several learning rates the best on these rows is shown, which flatters it." if left_out else ""
 
 
 def _ends(methods: pd.DataFrame, *kinds: str) -> list[float]:
@@ -192,7 +195,7 @@ def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
     if not say.missing(row["accuracy_ci_low"]):
         ends = row["accuracy_ci_low"], row["accuracy_ci_high"]
         axes.axhspan(*ends, facecolor=color, alpha=0.10, lw=0, zorder=0)
-        axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.4, hatch=hatch, lw=0, zorder=0)
+        axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.3, hatch=hatch, lw=0, zorder=0)
     axes.axhline(row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1)
     text = f"{say.method_name(row)}\n{say.score(row['metric'], row['accuracy_mean'])}"
     axes.annotate(

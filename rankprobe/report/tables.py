@@ -150,6 +150,18 @@ def merged_truncation(runs: list[dict]) -> pd.DataFrame:
     return _merged(finished_ok(one_comparison(runs)), "truncation.csv")
 
 
+def best_settings(methods: pd.DataFrame) -> pd.DataFrame:
+    """Finished rows of :func:`methods_table`, one for each method, targets and r: most seeds, then the best score.
+
+    Where learning rates were tried on these very rows, this favours whatever was tried most often.
+    """
+    if methods.empty:
+        return methods
+    done = methods.dropna(subset=["accuracy_mean"])
+    ranked = done.sort_values(["n_seeds", "accuracy_mean"], ascending=False, kind="stable")
+    return ranked.drop_duplicates(["method", "targets", "r"]).sort_index()
+
+
 def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | None) -> dict:
     first, ok = group[0], finished_ok(group)
     spec, task = first["spec"], first["task"]

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from rankprobe.paper.published import published
-from rankprobe.report.findings import find
+from rankprobe.report.findings import Findings, find
 from rankprobe.report.plots import draw_pictures
 from rankprobe.report.style import broken_axis, png, save_picture, style, svg
 from tests.report.synthetic import make_latency, make_run
@@ -82,6 +82,18 @@ def test_spectra_have_a_line_a_matrix_on_log_axes(pictures):
     assert [len(a.lines) for a in panels] == [12, 6, 12, 6, 6, 6]  # LoRA stands beside full on q and v
     assert {(a.get_xscale(), a.get_yscale()) for a in panels} == {("log", "log")}
     assert {len(line.get_xdata()) for line in panels[0].lines} == {384, 8}
+
+
+def test_a_few_vanishing_singular_values_do_not_flatten_the_rest(findings):
+    table = findings.tables["spectra"].copy()
+    last = table["index"] == 384
+    table.loc[last, "sigma"] *= 1e-6
+    changed = Findings(findings.runs, findings.tables | {"spectra": table})
+    picture = next(p for p in draw_pictures(changed) if p.name == "spectra")
+    low = picture.figure.axes[0].get_ylim()[0]
+    assert low > 100 * table["sigma"].min() and "lie below the axis" in picture.caption
+    kept = findings.tables["spectra"]["sigma"]
+    assert (kept > low).mean() > 0.97
 
 
 def test_heat_map_numbers_are_energy_ranks(pictures, findings):

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from rankprobe.errors import UsageError
-from rankprobe.report.comparison import comparisons, configurations, difference, full_reference, main_lora
+from rankprobe.report.comparison import comparisons, configurations, difference, full_reference, lora_groups, main_lora
 from rankprobe.report.tables import (
     METHOD_COLUMNS,
+    best_settings,
     merged_ranks,
     merged_spectra,
     merged_truncation,
@@ -163,3 +164,18 @@ def test_a_run_without_ranks_is_left_out_of_the_merge(tmp_path):
     run = make_run(tmp_path, method="full", spectra=True, n=50)
     (Path(run["path"]) / "ranks.csv").unlink()
     assert merged_ranks([run]).empty and not merged_spectra([run]).empty
+
+
+def test_of_several_learning_rates_the_best_stands_for_its_method(tmp_path):
+    runs = [
+        make_run(tmp_path, r=8, lr=1e-3, accuracy=0.74, dropout=0.0),
+        make_run(tmp_path, r=8, lr=2e-3, accuracy=0.77, dropout=0.0),
+        make_run(tmp_path, r=8, lr=4e-3, accuracy=0.75, dropout=0.0),
+        make_run(tmp_path, r=4, accuracy=0.79),
+    ]
+    assert best_settings(methods_table(runs))["lr"].tolist() == [1e-3, 2e-3]
+    assert main_lora(runs)[0]["spec"]["lr"] == 2e-3
+    assert lora_groups(runs, "q,v")[8][0]["spec"]["lr"] == 2e-3
+    # More seeds weigh more than a better score of one.
+    runs.append(make_run(tmp_path, r=8, lr=4e-3, accuracy=0.75, seed=1, dropout=0.0))
+    assert best_settings(methods_table(runs))["lr"].tolist() == [1e-3, 4e-3]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rankprobe.experiment.models import pick_attention, set_threads
+from rankprobe.experiment.parameters import check_length
 from rankprobe.experiment.provenance import device_record, git_state, versions
 from rankprobe.experiment.runs import Observer, Silent
 from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, write_atomic, write_table
@@ -22,7 +23,7 @@ from rankprobe.methods.lora import apply_lora, unload_lora
 from rankprobe.training.latency import measure_latency
 from rankprobe.training.precision import autocast
 from rankprobe.weights.architecture import canonical_targets, model_shapes, target_sites
-from rankprobe.weights.pretrained import load_classifier
+from rankprobe.weights.pretrained import load_classifier, load_config
 from rankprobe.weights.source import ModelSource
 
 LATENCY_FILE = "latency.csv"
@@ -124,6 +125,7 @@ def build_variants(plan: LatencyPlan) -> dict[str, Callable[[dict], object]]:
     noise, LoRA's factors are random. All have weights of their own, as deployed models would.
     """
     base, _, _ = load_classifier(plan.source, 2, seed=0)
+    check_length(max(length for _, length in plan.spec.shapes), base, "a shape's length")
     pick_attention(base, plan.spec.device)
     generator = torch.Generator().manual_seed(0)
     tuned, merged, unmerged = (copy.deepcopy(base) for _ in range(3))
@@ -150,7 +152,7 @@ def _caller(model: nn.Module, spec: LatencySpec) -> Callable[[dict], object]:
 
 
 def _inputs(plan: LatencyPlan) -> Callable[[int, int], dict]:
-    vocabulary = json.loads((plan.source.path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    vocabulary = load_config(str(plan.source.path)).vocab_size
 
     def make(batch: int, length: int) -> dict:
         generator = torch.Generator().manual_seed(batch * 100_003 + length)

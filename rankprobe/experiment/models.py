@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +99,24 @@ def count_parameters(prepared: Prepared) -> dict[str, int]:
 
 
 def save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder: Path) -> None:
-    """Write what was trained: the whole model, a PEFT adapter with the head, or the head alone."""
+    """Write what was trained: the whole model, a PEFT adapter with the head, or the head alone.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or refuses for another reason.
+    """
+    try:
+        _save_trained(prepared, spec, source, folder)
+    except Exception as error:
+        # safetensors and tokenizers are written in Rust, and raise types of their own with the system's number in the text.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+
+
+def _save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder: Path) -> None:
     if spec.method == "full":
         with quiet_transformers():
             prepared.model.save_pretrained(folder / MODEL_FOLDER)

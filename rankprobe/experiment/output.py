@@ -31,7 +31,8 @@ def claim_output(out: Path, plan: dict) -> None:
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(must("output folder", "be a folder", out, "Pass another --out"))
-    if out.is_dir() and any(p for p in out.iterdir() if p.name != ".gitignore"):
+    # A plan's temporary file is what a kill while it was first written leaves.
+    if out.is_dir() and any(p for p in out.iterdir() if p.name != ".gitignore" and not p.name.startswith(f".{PLAN_FILE}.")):
         earlier = read_plan(out)
         if earlier is None:
             raise UsageError(must("output folder", f"be empty or hold an earlier {PLAN_FILE}", out, "Pass another --out"))
@@ -57,10 +58,10 @@ def read_plan(out: Path) -> dict | None:
     """
     try:
         plan = json.loads((Path(out) / PLAN_FILE).read_text(encoding="utf-8"))
-        if not isinstance(plan, dict) or "name" not in plan:
-            raise ValueError("it has no name")
+        if not isinstance(plan, dict) or not isinstance(plan.get("name"), str):
+            raise ValueError("no valid name")
         return plan
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UsageError(must(f"{Path(out) / PLAN_FILE}", "be a plan that rankprobe wrote", error,

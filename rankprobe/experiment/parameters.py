@@ -9,10 +9,15 @@ import torch
 
 from rankprobe.errors import UsageError, must
 from rankprobe.methods.head import head_parameters
+from rankprobe.experiment.study import RunSpec
 from rankprobe.methods.lora import check_rank
-from rankprobe.weights.architecture import WeightSite, canonical_targets, model_shapes, target_sites
+from rankprobe.weights.architecture import WeightSite, canonical_targets, max_positions, model_shapes, target_sites
+from rankprobe.weights.pretrained import load_config
+from rankprobe.weights.source import ModelSource
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PretrainedConfig
 
 
@@ -32,6 +37,34 @@ def meta_classifier(config: PretrainedConfig, num_labels: int = 2) -> torch.nn.M
             return AutoModelForSequenceClassification.from_config(config)
     except ValueError:
         raise UsageError(must("model", "have a sequence-classification head", config.model_type, "Pass another --model")) from None
+
+
+def check_fit(specs: Iterable[RunSpec], source: ModelSource) -> None:
+    """Refuse what does not fit the model, before the first run of many is trained.
+
+    Raises
+    ------
+    UsageError
+        If targets match nothing, r is out of range or max_length is more than the model has positions.
+    """
+    model = meta_classifier(load_config(str(source.path)))
+    shapes = model_shapes(model)
+    for spec in specs:
+        check_length(spec.max_length, model, "max_length")
+        if spec.method == "lora":
+            check_rank(spec.r, target_sites(shapes, spec.targets))
+
+
+def check_length(length: int, model: torch.nn.Module, what: str) -> None:
+    """Refuse more tokens than a model has position embeddings.
+
+    Raises
+    ------
+    UsageError
+    """
+    positions = max_positions(model)
+    if positions is not None and length > positions:
+        raise UsageError(must(what, f"be at most {positions}, the positions of the model", length, "Lower it"))
 
 
 def lora_count(sites: list[WeightSite], r: int) -> int:

@@ -220,7 +220,7 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != ".lock":
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _finite(value):

@@ -75,15 +75,44 @@ def read_record(folder: Path) -> dict | None:
     path = folder / RUN_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != 1 or not record["run_id"] or "status" not in record:
-            raise KeyError("schema, run_id or status")
+        if bad := _missing(record):
+            raise ValueError(f"no valid {bad}")
         return record
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        detail = str(error) if isinstance(error, ValueError) else f"no valid {error}"
-        raise UsageError(must(f"{path}", "be a record that rankprobe wrote", detail,
+    except (ValueError, IsADirectoryError) as error:
+        raise UsageError(must(f"{path}", "be a record that rankprobe wrote", error,
                               f"Delete {folder} and run the same command to redo it")) from None
+
+
+def _missing(record: object) -> str:
+    """The first field that every reader counts on and a record lacks; empty where all are there."""
+    if not isinstance(record, dict):
+        return "JSON object"
+    if record.get("schema") != 1:
+        return "schema"
+    fields = [("run_id", str), ("kind", str), ("status", str)]
+    if record.get("status") in ("ok", "diverged"):
+        fields += [("files", dict), ("weights_kept", bool)]
+    return next((name for name, kind in fields if not isinstance(record.get(name), kind)), "")
+
+
+def check_store(runs: Path) -> None:
+    """Refuse a run store that cannot be one, before anything is trained; nothing is made.
+
+    Raises
+    ------
+    UsageError
+        If it is a file, or below one.
+    WorkError
+        If it cannot be written.
+    """
+    absolute = Path(os.path.abspath(runs))
+    there = next(p for p in (absolute, *absolute.parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise UsageError(must("run store", "be a folder", f"the file {there}", "Pass another --runs"))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise WorkError(must("run store", "be writable", runs, "Pass another --runs"))
 
 
 def finished(folder: Path, *, need_weights: bool = False) -> dict | None:
@@ -100,7 +129,7 @@ def finished(folder: Path, *, need_weights: bool = False) -> dict | None:
     record = read_record(folder)
     if record is None or record["status"] not in ("ok", "diverged"):
         return None
-    for name, size in record.get("files", {}).items():
+    for name, size in record["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             return None
@@ -119,11 +148,11 @@ def files_of(folder: Path) -> dict[str, int]:
 
 
 def load_runs(folders) -> list[dict]:
-    """Records of finished runs with their ``path``; ``analysis`` is filled from functional_rank.csv where that is there."""
+    """Records of finished and of failed runs with their ``path``; ``analysis`` is filled from functional_rank.csv."""
     runs = []
     for folder in folders:
-        record = finished(Path(folder))
-        if record is None:
+        record = read_record(Path(folder))
+        if record is None or (record["status"] != "failed" and not finished(Path(folder))):
             continue
         record["path"] = str(folder)
         table = Path(folder) / "functional_rank.csv"
@@ -157,7 +186,9 @@ def lock(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise WorkError(must(f"{folder}", "be used by one process at a time", "a second one",
                                  "Wait for the other to end, or pass another --runs")) from None
+        except OSError:  # a file system without locks: as on Windows
+            pass
         yield

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import tomllib
 import types
 import typing
@@ -16,6 +18,11 @@ from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.weights.architecture import canonical_targets
 
 METHODS = ("full", "head", "lora")
+_LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora")
+# What torch's generators take, with room for the seeds of repeats and epochs.
+MAX_SEED = 2**32 - 1
+# It becomes part of a folder's name.
+_STUDY_NAME = re.compile(r"[^./\\\s][^/\\\x00-\x1f]*")
 
 
 @dataclass(frozen=True)
@@ -100,20 +107,20 @@ class Configuration:
             raise UsageError(must("method", f"be one of {', '.join(METHODS)}", self.method, nearest(self.method, METHODS)))
         if self.seeds < 1:
             raise UsageError(must("seeds", "be at least 1", self.seeds, "Pass --seeds 1 or more"))
-        if self.lr is not None and not self.lr > 0:
-            raise UsageError(must("lr", "be above 0", self.lr, "Pass a rate such as 2e-4"))
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UsageError(must("lr", "be above 0 and finite", self.lr, "Pass a rate such as 2e-4"))
         if not 0 <= self.dropout < 1:
             raise UsageError(must("dropout", "be in [0, 1)", self.dropout, "Pass --dropout 0.1, say"))
         if self.method == "lora":
             if self.r is None or self.r < 1:
                 raise UsageError(must("r", "be at least 1", self.r, "Pass --r 8, say"))
-            if self.alpha is not None and not self.alpha > 0:
-                raise UsageError(must("alpha", "be above 0", self.alpha, "Pass --alpha 16, say"))
-            object.__setattr__(self, "targets", canonical_targets(self.targets or "q,v"))
+            if self.alpha is not None and not 0 < self.alpha < math.inf:
+                raise UsageError(must("alpha", "be above 0 and finite", self.alpha, "Pass --alpha 16, say"))
+            object.__setattr__(self, "targets", canonical_targets("q,v" if self.targets is None else self.targets))
             object.__setattr__(self, "alpha", float(self.alpha if self.alpha is not None else 2 * self.r))
-        elif self.r is not None or self.targets is not None or self.alpha is not None:
-            raise UsageError(must("r, alpha and targets", "be left out unless the method is lora", self.method,
-                                  "Pass --method lora"))
+        elif given := [f for f in _LORA_FIELDS if getattr(self, f) not in (None, 0.0, False)]:
+            raise UsageError(must(" and ".join(given), "be left out unless the method is lora", f"the method {self.method}",
+                                  "Leave them out, or choose lora"))
 
 
 @dataclass(frozen=True)
@@ -142,8 +149,17 @@ class Study:
         for name, least in (("epochs", 1), ("batch_size", 1), ("max_length", 8), ("train_size", 0), ("eval_size", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(must(name, f"be at least {least}", getattr(self, name), f"Raise {name}"))
-        if not 0 <= self.warmup_ratio < 1:
-            raise UsageError(must("warmup_ratio", "be in [0, 1)", self.warmup_ratio, "Pass 0.06, say"))
+        for name in ("warmup_ratio", "model_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(must(name, "be in [0, 1)", getattr(self, name), "Pass 0.06, say"))
+        for name in ("weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(must(name, "be 0 or more and finite", getattr(self, name), "Pass 0 for none of it"))
+        if self.seed > MAX_SEED:
+            raise UsageError(must("seed", f"be at most {MAX_SEED}", self.seed, "Pass a smaller one"))
+        if not _STUDY_NAME.fullmatch(self.name):
+            raise UsageError(must("a study's name", "have no slash and not begin with a dot", repr(self.name),
+                                  "Choose another: a folder is named after it"))
         if not self.configurations:
             raise UsageError(must("a study", "compare at least one configuration", "none", "Add [[configurations]]"))
         for text in self.truncate:
@@ -181,10 +197,10 @@ def load_study(path: Path) -> Study:
         wrong type.
     """
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(must("study", "be a TOML file", path, "Pass studies/NAME/study.toml")) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows' editors write a byte-order mark
+    except OSError as error:
+        raise UsageError(must("study", "be a TOML file", f"{path} ({error.strerror})", "Pass studies/NAME/study.toml")) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(must(f"{path}", "be TOML", error, "Correct the file")) from None
     table.setdefault("name", Path(path).resolve().parent.name if Path(path).name == "study.toml" else Path(path).stem)
     return study_from(table, str(path))
@@ -194,7 +210,12 @@ def study_from(table: Mapping, where: str) -> Study:
     """A study from parsed TOML; ``where`` names the file in errors."""
     table = dict(table)
     configurations = []
-    for row in table.pop("configurations", []):
+    rows = table.pop("configurations", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(must(f"configurations in {where}", "be a list of tables", repr(rows), "Write [[configurations]] above each"))
+    for row in rows:
+        if "method" not in row:
+            raise UsageError(must(f"a configuration in {where}", "have a method", row, f"Add one of {', '.join(METHODS)}"))
         for combination in _combinations(row):
             configurations.append(Configuration(**_checked(Configuration, combination, where)))
     return Study(configurations=tuple(configurations), **_checked(Study, table, where))
@@ -240,12 +261,12 @@ def _checked(cls, table: Mapping, where: str) -> dict:
             raise UsageError(must(f"key in {where}", f"be one of {', '.join(known)}", key, nearest(key, known)))
         hint = hints[key]
         allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
-        if tuple in allowed and isinstance(value, list):
+        if tuple in allowed and isinstance(value, list) and all(isinstance(v, str) for v in value):
             value = tuple(value)
         if float in allowed and type(value) is int:
             value = float(value)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            names = " or ".join(a.__name__ for a in allowed if a is not type(None))
+            names = " or ".join("a list of texts" if a is tuple else a.__name__ for a in allowed if a is not type(None))
             raise UsageError(must(f"{key} in {where}", f"be {names}", repr(value), "Correct the file"))
         out[key] = value
     return out

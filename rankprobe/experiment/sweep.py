@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankprobe.experiment.parameters import check_fit
 from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Study, parse_configuration
@@ -81,12 +82,13 @@ def plan_study(study: Study, place: Place, *, progress: Progress | None = None) 
     Raises
     ------
     UsageError
-        If the model, the task or a setting is wrong.
+        If the model, the task or a setting is wrong, or a setting does not fit the model.
     """
     source = find_model(study.model)
     task = load_task(study.task, data_dir=place.data_dir, files=place.files, split=study.split,
                      train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress)
     specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
+    check_fit(specs, source)
     runs = tuple(plan_run(spec, source, task, place.runs) for spec in specs)
     wanted = [parse_configuration(text) for text in study.truncate]
     truncate = tuple(run for run in runs if run.spec.seed == study.seed and (run.spec.method, run.spec.r) in wanted)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
 
@@ -142,6 +142,20 @@ def model_shapes(model) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens that a model has position embeddings for; None where positions are computed (rotary, relative).
+
+    >>> max_positions(nn.ModuleDict({"position_embeddings": nn.Embedding(514, 4, padding_idx=1)}))
+    512
+    """
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("position_embeddings", "wpe", "embed_positions") and isinstance(module, nn.Embedding):
+            # RoBERTa counts from the row after its padding's, OPT and BART from an offset.
+            unused = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
+            return module.num_embeddings - unused
+    return None
+
+
 def block_sites(shapes: Mapping[str, Iterable[int]], *, fused: bool = False) -> list[WeightSite]:
     """The linear weights inside the encoder or decoder blocks, which LoRA can target and functional rank truncates."""
     return [s for s in weight_sites(shapes, fused=fused) if s.layer is not None and s.kind != "embed"]
@@ -187,6 +201,8 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
     UsageError
         If a short name or the regex matches nothing, or the regex does not compile.
     """
+    if not targets.strip():
+        raise UsageError(must("targets", "name something", repr(targets), "Pass q,v, say"))
     kinds = parse_targets(targets)
     if kinds is not None:
         sites = block_sites(shapes)
@@ -206,7 +222,7 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
     if not sites:
         modules = sorted({re.sub(r"\.\d+\.", ".N.", s.module) for s in block_sites(shapes, fused=True)})
         near = difflib.get_close_matches(targets, modules + list(BLOCK_KINDS), n=1, cutoff=0.3)
-        hint = f"{near[0]!r} is the nearest" if near else "q,v is the usual choice"
+        hint = f"Did you mean {near[0]!r}?" if near else "Pass q,v, say"
         raise UsageError(must("targets", f"match a linear weight of the model ({', '.join(modules[:8])})",
-                              repr(targets), hint[0].upper() + hint[1:]))
+                              repr(targets), hint))
     return sites

@@ -9,13 +9,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rankprobe.errors import must
+
 
 def print_table(table: pd.DataFrame, *, title: str, notes: str | None = None) -> None:
-    """Print a DataFrame for people: thousands separated, six significant digits, empty where there is no value."""
+    """Print a DataFrame for people: thousands separated, four significant digits, empty where there is no value.
+
+    Headers wrap where the terminal is narrow; numbers and words do not.
+    """
     out = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=notes, caption_justify="left")
     for name in table.columns:
+        cells = [_cell(value) for value in table[name]]
         number = pd.api.types.is_numeric_dtype(table[name])
-        out.add_column(str(name), justify="right" if number else "left", overflow="fold", no_wrap=number)
+        longest = max(len(word) for cell in (str(name), *cells) for word in cell.split() or [""])
+        out.add_column(str(name), justify="right" if number else "left", overflow="fold", min_width=min(longest, 44))
     for row in table.itertuples(index=False):
         out.add_row(*(_cell(value) for value in row))
     Console(width=None if Console().is_terminal else 140).print(out)
@@ -23,20 +30,29 @@ def print_table(table: pd.DataFrame, *, title: str, notes: str | None = None) ->
 
 def run_summary(record: dict, folder: Path) -> None:
     """The figures of one run and where its files are."""
-    params, timings = record["params"], record["timings"]
     lines = [f"{record['run_id']}: {record['status']}"]
-    if record["metrics"]:
+    if record.get("metrics"):
         n = record["task"]["n_eval"]
         scores = ", ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items() if value is not None)
         lines.append(f"  {scores} on {n:,} rows of {record['task']['name']} ({record['task']['split']} rows)")
-    share = params["trainable"] / params["total"]
-    lines.append(f"  {params['trainable']:,} of {params['total']:,} parameters trained ({share:.2%}; head {params['head']:,})")
-    lines.append(f"  {timings['steps']:,} steps in {timings['train_time_s']:.1f} s, {timings['tokens_per_s']:,.0f} tokens/s, "
-                 f"peak memory {timings['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    if record["status"] != "failed":
+        params, timings = record["params"], record["timings"]
+        share = params["trainable"] / params["total"]
+        lines.append(f"  {params['trainable']:,} of {params['total']:,} parameters trained ({share:.2%}; head {params['head']:,})")
+        lines.append(f"  {timings['steps']:,} steps in {timings['train_time_s']:.1f} s, {timings['tokens_per_s']:,.0f} tokens/s, "
+                     f"peak memory {timings['peak_memory_bytes'] / 2**20:,.0f} MiB")
     lines.append(f"  {folder}")
     console = Console()
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def problem(record: dict, folder: Path) -> str:
+    """What went wrong in a run that diverged or failed, in one line."""
+    if record["status"] == "diverged":
+        return f"{record['run_id']} diverged: {record['error']}"
+    error = " ".join(str(record["error"]).split())
+    return must(record["run_id"], "end without an error", error if len(error) <= 300 else f"{error[:300]}...", f"See {folder / 'error.txt'}")
 
 
 def _cell(value: object) -> str:
@@ -45,5 +61,5 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.6g}"
+        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

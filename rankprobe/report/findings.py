@@ -8,6 +8,7 @@ import pandas as pd
 
 from rankprobe.report.claims import claims_table
 from rankprobe.report.tables import (
+    merged_functional_ranks,
     merged_ranks,
     merged_spectra,
     merged_truncation,
@@ -27,7 +28,7 @@ class Findings:
     runs : list of dict
         run.json contents with ``path``.
     tables : dict of str to DataFrame
-        runs, methods, rank_sweep, claims, ranks, spectra, truncation, latency.
+        runs, methods, rank_sweep, claims, ranks, spectra, truncation, functional_rank, latency.
     """
 
     runs: list[dict]
@@ -45,6 +46,7 @@ def find(runs: list[dict], latency: pd.DataFrame | None, published: pd.DataFrame
         "ranks": ranks,
         "spectra": merged_spectra(runs),
         "truncation": merged_truncation(runs),
+        "functional_rank": merged_functional_ranks(runs),
         "latency": pd.DataFrame() if latency is None else latency,
     }
     return Findings(runs, tables)

@@ -150,6 +150,11 @@ def merged_truncation(runs: list[dict]) -> pd.DataFrame:
     return _merged(finished_ok(one_comparison(runs)), "truncation.csv")
 
 
+def merged_functional_ranks(runs: list[dict]) -> pd.DataFrame:
+    """functional_rank.csv of all finished runs that have one, with run_id, method, r and seed."""
+    return _merged(finished_ok(one_comparison(runs)), "functional_rank.csv")
+
+
 def best_settings(methods: pd.DataFrame) -> pd.DataFrame:
     """Finished rows of :func:`methods_table`, one for each method, targets and r: most seeds, then the best score.
 

@@ -28,19 +28,24 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     adapter in PEFT's format). A finished run is not redone.
     """
     from rankprobe.cli.progress import TerminalObserver, reading
-    from rankprobe.cli.show import run_summary
-    from rankprobe.errors import WorkError
+    from rankprobe.cli.show import problem, run_summary
+    from rankprobe.errors import UsageError, WorkError, must
     from rankprobe.experiment.study import Configuration, Study
     from rankprobe.experiment.sweep import plan_study, run_study
 
     if method == "lora":
         lora = {"r": 8 if r is None else r, "alpha": options["alpha"], "targets": options["targets"],
                 "dropout": options["dropout"], "rslora": options["rslora"]}
+    elif typed := o.given("r", "alpha", "targets", "dropout", "rslora"):
+        raise UsageError(must(" and ".join(typed), "be left out unless the method is lora", f"--method {method}",
+                              "Leave them out, or pass --method lora"))
     else:
-        lora = {"r": r}
+        lora = {}
+    if truncate and method == "head":
+        raise UsageError(must("--truncate", "be of a method that changes matrices of the model", "--method head", "Leave it out"))
     configuration = Configuration(method, lr=lr, **lora)
     name = method if method == "full" else f"lora-r{configuration.r}"
-    study = Study("finetune", (configuration,), truncate=(name,) if truncate and method != "head" else (),
+    study = Study("finetune", (configuration,), truncate=(name,) if truncate else (),
                   **o.study_settings(options))
     with reading() as progress:
         planned = plan_study(study, o.place(options), progress=progress)
@@ -49,4 +54,4 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
         records = list(run_study(planned, observer=observer))
     run_summary(records[0], planned.runs[0].folder)
     if records[0]["status"] != "ok":
-        raise WorkError(f"{records[0]['run_id']} {records[0]['status']}: {records[0]['error']}")
+        raise WorkError(problem(records[0], planned.runs[0].folder))

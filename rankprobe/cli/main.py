@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -10,7 +12,7 @@ import warnings
 import click
 
 from rankprobe import __version__
-from rankprobe.errors import RankprobeError
+from rankprobe.errors import RankprobeError, must
 
 # Before any command imports them: no half-finished progress bars of other libraries between ours.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,6 +46,10 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; exit code 2 for bad use, 1 for failed work, 130 for an interrupt."""
         warnings.showwarning = _show_warning
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal or a pipe that is not UTF-8 gets "?" for what it cannot show, not a traceback.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except RankprobeError as error:
@@ -57,11 +63,18 @@ class Group(click.Group):
             sys.stdout = open(os.devnull, "w")
             sys.exit(0)
         except OSError as error:
-            target = f" ({error.filename})" if error.filename else ""
-            fail(f"The system refused a file operation: {error.strerror or error}{target}. "
-                 "Free space or choose another folder, and run the same command again: it goes on where it stopped.", 1)
-        except MemoryError:
-            fail("Memory ran out. Lower --batch-size or --max-length and run the same command again.", 1)
+            full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+            what, rule = ("the disk", "have room") if full else (error.filename or "a file", "be readable and writable")
+            got = f"{error.strerror or error}{f' ({error.filename})' if full and error.filename else ''}"
+            next_step = "Free space" if full else "Correct it or choose another folder"
+            fail(must(str(what), rule, got, f"{next_step}, and run the same command again: it goes on where it stopped"), 1)
+        except UnicodeEncodeError as error:
+            fail(must("names and texts", "be valid Unicode", ascii(error.object[error.start:error.end]), "Rename the file or folder"), 2)
+        except (MemoryError, RuntimeError) as error:
+            # torch has types of its own: a RuntimeError of its allocator's words, OutOfMemoryError on a GPU.
+            if not (isinstance(error, MemoryError) or "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"):
+                raise
+            fail(must("the work", "fit into memory", "no more of it", "Lower the batch size or the length and run the same command again"), 1)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:

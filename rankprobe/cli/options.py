@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from rankprobe.errors import UsageError, must
 
@@ -40,13 +41,13 @@ model_option = click.option("--model", default="all-MiniLM-L6-v2", show_default=
                             help="A folder, or a model on the Hugging Face hub.")
 runs_option = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
                            help="The run store; finished runs in it are reused.")
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="First seed.")
+seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="First seed.")
 
 compute_options = apply(
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
                  help="Of products; auto is bfloat16 where the hardware has it."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-    click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: all cores]"),
+    click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads.  [default: all cores]"),
 )
 
 source_options = apply(
@@ -67,8 +68,8 @@ task_options = apply(
     click.option("--task", default="docmatch", show_default=True,
                  help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files."),
     source_options,
-    click.option("--train-size", type=click.IntRange(min=0), default=None, help="Training rows.  [default: all]"),
-    click.option("--eval-size", type=click.IntRange(min=0), default=None, help="Evaluation rows.  [default: all]"),
+    click.option("--train-size", type=click.IntRange(min=1), default=None, help="Training rows.  [default: all]"),
+    click.option("--eval-size", type=click.IntRange(min=1), default=None, help="Evaluation rows.  [default: all]"),
 )
 
 training_options = apply(
@@ -91,6 +92,13 @@ lora_options = apply(
 )
 
 
+def given(*names: str) -> list[str]:
+    """Of some parameters of the command that runs, the flags that were typed: ``--train-size``."""
+    context = click.get_current_context()
+    flags = {param.name: param.opts[0] for param in context.command.params}
+    return [flags[n] for n in names if n in flags and context.get_parameter_source(n) is not ParameterSource.DEFAULT]
+
+
 def file_spec(options: dict):
     """The FileSpec that the task options describe; None for a named task.
 
@@ -99,12 +107,15 @@ def file_spec(options: dict):
     UsageError
         If options of ``--task files`` are missing, or given for another task.
     """
-    given = {k: options[k] for k in ("train_file", "eval_file", "text_column", "label_column") if options[k] is not None}
-    if options["task"] != "files" and not given:
+    named = given("train_file", "eval_file", "text_column", "label_column")
+    if options["task"] != "files" and not named:
+        if extra := given("text_b_column", "no_header", "encoding", "regression"):
+            raise UsageError(must(" and ".join(extra), "be of own files", f"the task {options['task']}",
+                                  "Pass --train, --eval, --text and --label too"))
         return None
-    if len(given) < 4:
+    if len(named) < 4:
         raise UsageError(must("own files", "come with --train, --eval, --text and --label",
-                              ", ".join(f"--{k.split('_')[0]}" for k in given) or "none of them", "Pass all four"))
+                              ", ".join(named) or "none of them", "Pass all four"))
     from rankprobe.tasks.files import FileSpec
 
     return FileSpec(train=options["train_file"], eval=options["eval_file"], text=options["text_column"],
@@ -116,9 +127,11 @@ def place(options: dict):
     """Where this machine keeps things and what it computes with, from ``--runs``, the compute and the task options."""
     import os
 
+    from rankprobe.experiment.store import check_store
     from rankprobe.experiment.sweep import Place
     from rankprobe.training.precision import pick_device, pick_dtype
 
+    check_store(options["runs"])
     device = pick_device(options["device"])
     threads = options["threads"] or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     return Place(runs=options["runs"], dtype=pick_dtype(device, options["dtype"]), device=device, threads=threads,
@@ -127,7 +140,8 @@ def place(options: dict):
 
 def study_settings(options: dict) -> dict:
     """The fields of a Study that the task and training options set."""
-    task = "files" if options["train_file"] is not None else options["task"]
+    # Own files name their task; one that was typed is left to load_task, which refuses the two together.
+    task = options["task"] if options["train_file"] is None or given("task") else "files"
     same = ("epochs", "batch_size", "max_length", "warmup_ratio", "weight_decay", "clip_norm", "model_dropout", "seed", "model")
     return {"task": task, "train_size": options["train_size"] or 0, "eval_size": options["eval_size"] or 0,
             **{name: options[name] for name in same}}

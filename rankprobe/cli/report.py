@@ -17,9 +17,12 @@ def report(folder: Path, runs: Path) -> None:
     from rankprobe.cli.work import render
     from rankprobe.errors import UsageError, must
     from rankprobe.experiment.output import read_plan
+    from rankprobe.experiment.store import finished
 
     plan = read_plan(folder)
     if plan is None:
         raise UsageError(must("DIR", "be an output folder of sweep or reproduce-paper", folder, "Pass one with plan.json"))
+    if not isinstance(plan.get("runs"), list) or not any(finished(runs / str(run_id)) for run_id in plan["runs"]):
+        raise UsageError(must("--runs", f"hold runs that {folder / 'plan.json'} names", runs, "Pass the store that they were made in"))
     render(folder, plan, runs)
     click.echo(f"{folder / 'report.html'}")

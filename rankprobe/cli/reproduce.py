@@ -31,7 +31,7 @@ def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: boo
     from rankprobe.paper.reproduce import load_scale, needs_of, only_what_is_needed
 
     chosen = load_scale(scale, seed=options["seed"])
-    needs = needs_of(only) if only else None
+    needs = needs_of(only) if only is not None else None
     if dry_run and scale == "paper":
         from rankprobe.cli.work import paper_lines
 

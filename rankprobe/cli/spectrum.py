@@ -27,15 +27,17 @@ def spectrum(run: Path, by: str, form: str, runs: Path) -> None:
 
     from rankprobe.cli.show import print_table
     from rankprobe.errors import UsageError, must
-    from rankprobe.experiment.store import read_record
+    from rankprobe.experiment.store import finished, read_record
 
     folder = run if run.is_dir() else runs / run
     record = read_record(folder)
     if record is None:
-        raise UsageError(must("RUN", "be the folder of a finished run", run, f"Look into {runs} for their names"))
-    if not (folder / "ranks.csv").is_file():
-        why = {"head": "head only changes no matrix of the base"}.get(record["spec"]["method"], "its files are not here: run it again")
-        raise UsageError(must("RUN", "hold ranks.csv", f"{record['run_id']} ({record['status']})", why[0].upper() + why[1:]))
+        raise UsageError(must("RUN", "be the folder of a finished run", repr(str(run)), f"Look into {runs} for their names"))
+    if finished(folder) is None or not (folder / "ranks.csv").is_file():
+        head = record["run_id"].startswith("head")
+        raise UsageError(must("RUN", "hold ranks.csv", f"{record['run_id']} ({record['status']})",
+                              "Pass a run of full or lora: head changes no matrix of the base" if head
+                              else "Its files are not here as run.json lists them: run it again"))
     table = pd.read_csv(folder / "ranks.csv")
     if by != "matrix":
         # Outside the blocks a "layer" or a kind's median would mix an embedding with a head.

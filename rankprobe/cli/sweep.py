@@ -8,6 +8,10 @@ import click
 
 from rankprobe.cli import options as o
 
+# What a study file sets.
+_OF_A_STUDY = ("rs", "targets", "alpha", "dropout", "rslora", "seeds", "full", "head", "model", "task", "train_size", "eval_size",
+               "epochs", "batch_size", "max_length", "warmup_ratio", "weight_decay", "clip_norm", "model_dropout", "seed")
+
 
 @click.command(epilog="\b\nExamples:\n  rankprobe sweep --r 1,2,4 --seeds 2 --task docmatch --train-size 2000 --eval-size 1000\n"
                       "  rankprobe sweep --r 8 --targets q,v --targets qkvo --task sst2 --data-dir data/sst2\n"
@@ -37,15 +41,21 @@ def sweep(study_file: Path | None, rs: tuple[int, ...], targets: tuple[str, ...]
     """Sweep LoRA's r, with full fine-tuning and head only beside it, and write tables and a report.
 
     From options, or from a study file: its settings then count, and only --data-dir, file, compute and folder options
-    are read. Tables are renewed after every run; finished runs are not redone.
+    may be given beside it. Tables are renewed after every run; finished runs are not redone.
     """
     from rankprobe.cli.progress import reading
     from rankprobe.cli.work import plan_lines, run_studies
+    from rankprobe.errors import UsageError, must
     from rankprobe.experiment.study import Configuration, Study, load_study
     from rankprobe.experiment.sweep import plan_study
 
     if study_file is not None:
+        if typed := o.given(*_OF_A_STUDY):
+            raise UsageError(must(" and ".join(typed), "be left out beside a study file", study_file, "Write it into a copy of the file"))
         study = load_study(study_file)
+        if study.truncate and not keep_weights:
+            raise UsageError(must("--drop-weights", "be for a study without truncate", study_file,
+                                  "Keep the weights, or set truncate = [] in a copy of the file"))
     else:
         lora = {"alpha": options["alpha"], "dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds}
         configurations = [Configuration("full", seeds=seeds)] if full else []

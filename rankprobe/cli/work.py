@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from rankprobe.cli.progress import TerminalObserver
-from rankprobe.cli.show import print_table
-from rankprobe.errors import WorkError
+from rankprobe.cli.show import print_table, problem
+from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.output import claim_output
 from rankprobe.experiment.store import finished, load_runs, read_latency
@@ -46,6 +46,8 @@ def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title:
 
     Raises
     ------
+    UsageError
+        If the folder is not to be written to.
     WorkError
         If a run diverged or failed; all others are done and reported first.
     """
@@ -56,8 +58,10 @@ def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title:
         "runs": [run.run_id for study in everything or studies for run in study.runs],
         "latency": latency.run_id if latency else None,
     }
-    claim_output(out, plan)
     runs_folder = (everything or studies)[0].runs[0].folder.parent
+    if out.resolve().is_relative_to(runs_folder.resolve()):
+        raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
+    claim_output(out, plan)
     observer = TerminalObserver(sum(study.steps_left for study in studies))
     bad = {}
     with observer.live():
@@ -81,7 +85,7 @@ def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title:
     click.echo(f"{out / 'report.html'}")
     if bad:
         first = next(iter(bad.values()))
-        raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs must be looked at: {first['run_id']} {first['status']}, {first['error']}")
+        raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs diverged or failed. {problem(first, runs_folder / first['run_id'])}")
 
 
 def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> None:

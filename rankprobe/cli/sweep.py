@@ -51,7 +51,7 @@ def sweep(study_file: Path | None, rs: tuple[int, ...], targets: tuple[str, ...]
 
     if study_file is not None:
         if typed := o.given(*_OF_A_STUDY):
-            raise UsageError(must(" and ".join(typed), "be left out beside a study file", study_file, "Write it into a copy of the file"))
+            raise UsageError(must(", ".join(typed), "be left out beside a study file", study_file, "Write it into a copy of the file"))
         study = load_study(study_file)
         if study.truncate and not keep_weights:
             raise UsageError(must("--drop-weights", "be for a study without truncate", study_file,

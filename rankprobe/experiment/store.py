@@ -93,7 +93,9 @@ def _missing(record: object) -> str:
         return "schema"
     fields = [("run_id", str), ("kind", str), ("status", str)]
     if record.get("status") in ("ok", "diverged"):
-        fields += [("files", dict), ("weights_kept", bool)]
+        fields += [("files", dict), ("weights_kept", bool), ("spec", dict), ("model", dict), ("timings", dict)]
+        if record.get("kind") == "train":
+            fields += [("task", dict), ("params", dict), ("metrics", dict)]
     return next((name for name, kind in fields if not isinstance(record.get(name), kind)), "")
 
 

@@ -216,9 +216,15 @@ def study_from(table: Mapping, where: str) -> Study:
     for row in rows:
         if "method" not in row:
             raise UsageError(must(f"a configuration in {where}", "have a method", row, f"Add one of {', '.join(METHODS)}"))
+        if empty := [key for key, value in row.items() if value == []]:
+            raise UsageError(must(f"{empty[0]} in {where}", "have a value", "an empty list", "Leave it out for the default"))
         for combination in _combinations(row):
             configurations.append(Configuration(**_checked(Configuration, combination, where)))
-    return Study(configurations=tuple(configurations), **_checked(Study, table, where))
+    study = Study(configurations=tuple(configurations), **_checked(Study, table, where))
+    for text in study.truncate if "truncate" in table else ():
+        if parse_configuration(text) not in {(c.method, c.r) for c in configurations}:
+            raise UsageError(must(f"truncate in {where}", "name configurations of the study", repr(text), "Correct it, or add that one"))
+    return study
 
 
 def parse_configuration(text: str) -> tuple[str, int | None]:

@@ -46,7 +46,7 @@ class TerminalObserver:
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
-        self.console.print(line, highlight=False, markup=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, completed: int, label: str, note: str) -> None:
         self._progress.update(self._task, completed=completed, description=label, note=note)

@@ -129,10 +129,11 @@ def _say(observer: TerminalObserver, record: dict, *, again: bool) -> None:
         observer.say(f"{record['run_id']}: functional rank measured")
         return
     metric = record["task"]["metrics"][0]
-    value = record["metrics"].get(metric) if "metrics" in record else None
-    result = f"{metric} {value:.4f}" if value is not None else f"{record['status']}: {record['error']}"
-    seconds = f", {record['timings']['train_time_s']:.0f} s of training" if "timings" in record else ""
-    observer.say(f"{record['run_id']}: {result}{seconds}")
+    if record["status"] == "ok":
+        seconds = f"{record['timings']['train_time_s']:.0f} s of training"
+        observer.say(f"{record['run_id']}: {metric} {record['metrics'][metric]:.4f}, {seconds}")
+    else:
+        observer.say(f"{record['run_id']}: {record['status']}: {record['error']}")
 
 
 def _without_folders(words: Sequence[str]) -> list[str]:

@@ -53,7 +53,9 @@ def write_atomic(path: Path, text: str) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would lock out the rest of a team
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            error.filename = str(path)  # fsync and write do not say which disk is full
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise

@@ -84,6 +84,9 @@ def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
     train_path, eval_path = Path(spec.train), Path(spec.eval)
     if train_path.resolve() == eval_path.resolve():
         raise UsageError(must("--train and --eval", "be two files", str(spec.eval), "Keep rows apart to evaluate on"))
+    columns = [str(name).strip() for name in (spec.label, spec.text, spec.text_b) if name is not None]
+    if len(set(columns)) < len(columns):
+        raise UsageError(must("--label, --text and --text-b", "be different columns", ", ".join(columns), "Name the right ones"))
     train, evaluation = _read(spec, train_path), _read(spec, eval_path)
     labels = () if spec.regression else _classes(train_path, train)
     splits = []
@@ -91,6 +94,8 @@ def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
     for path, records in ((train_path, train), (eval_path, evaluation)):
         found = scores_of(path, records, "--regression") if spec.regression else class_ids(path, records, labels)
         need_two_labels(path, found)
+        if not any(text.strip() for record in records for text in record.values[1:]):
+            raise UsageError(must(f"{path}", "have texts", f"nothing in the column {spec.text}", "Check --text"))
         splits.append(make_examples(records, found))
     train_rows, eval_rows = splits
     if split == "tuning":

@@ -17,7 +17,7 @@ import pandas as pd
 
 from rankprobe.analysis.bootstrap import accuracy
 from rankprobe.analysis.spectrum import spectrum
-from rankprobe.errors import RankprobeError
+from rankprobe.errors import RankprobeError, must
 from rankprobe.experiment.models import Prepared, count_parameters, prepare, save_trained, set_threads, snapshot
 from rankprobe.experiment.provenance import device_record, git_state, versions
 from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, run_id, write_atomic, write_table
@@ -167,10 +167,15 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
     write_table(run.folder / "history.csv", pd.DataFrame(result.history))
     record = {"status": result.status, "error": result.error, "params": params, "metrics": {}, "weights_kept": False,
               "timings": _timings(result)}
-    if result.status == "ok":
+    if record["status"] == "ok":
         start = time.perf_counter()
         predicted = trained_predictions(run, prepared, observer)
         record["timings"]["eval_time_s"] = time.perf_counter() - start
+        # The loop sees a step's loss before the step: what the last one did shows here.
+        if not (math.isfinite(predicted.loss) and all(bool(p.isfinite().all()) for p in prepared.model.parameters())):
+            record |= {"status": "diverged", "error": must("weights and predictions", "be finite", "NaN or inf after the last step",
+                                                           "Lower the learning rate")}
+    if record["status"] == "ok":
         record["metrics"] = _metrics(task, predicted)
         write_table(run.folder / "predictions.csv", pd.DataFrame({
             "row": [e.row for e in task.eval], "label": predicted.labels, "prediction": predicted.predictions,

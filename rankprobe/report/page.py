@@ -112,7 +112,8 @@ def _bounds_text() -> str:
     return (
         f"A claim is supported where its interval lies inside the bound, contradicted where it lies outside, and "
         f"inconclusive else. Bounds: {bounds.MARGIN_POINTS:g} points for scores; ±{100 * bounds.LATENCY_MARGIN:g} % "
-        f"for latency, judged only where two copies of the base agree within ±{100 * bounds.LATENCY_AA_MARGIN:g} %; "
+        f"for merged LoRA's latency, judged only where two copies of the base agree within "
+        f"±{100 * bounds.LATENCY_AA_MARGIN:g} %; unmerged LoRA's must lie above 1 and outside what two copies show; "
         f"{bounds.FEW_PARAMETERS_PCT:g} % of the parameters; {bounds.LOW_ENERGY_PCT:g} % of the directions for rank by "
         f"energy; k = {bounds.LOW_FUNCTIONAL_RANK} for rank by function. All numbers are in tables/*.csv beside this "
         f"page, the runs in the run store."

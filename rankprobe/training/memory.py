@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import sys
 
 import torch
@@ -12,11 +15,19 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
+        _return_free_memory()
         try:
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")
         except OSError:  # containers may forbid it; the figure is then the process's peak so far
             pass
+
+
+def _return_free_memory() -> None:
+    """Let the allocator give free memory back, or an earlier run's would count as this one's."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def peak_bytes(device: str) -> int:

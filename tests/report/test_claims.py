@@ -112,10 +112,12 @@ def test_equality_means_nothing_where_full_gains_nothing(tmp_path):
         ({"merged": 1.06}, "contradicted", "supported"),
         ({"merged": 0.93}, "contradicted", "supported"),  # faster than the base is not the base's latency either
         ({"merged": 1.027}, "inconclusive", "supported"),
-        ({"unmerged": 1.01}, "supported", "contradicted"),
-        ({"unmerged": 1.03}, "supported", "inconclusive"),
-        ({"aa_half": 0.03}, "inconclusive", "inconclusive"),  # this machine cannot see 3 %
-        ({"aa": 1.019}, "inconclusive", "inconclusive"),
+        ({"unmerged": 1.03}, "supported", "supported"),
+        ({"unmerged": 1.01}, "supported", "inconclusive"),  # no more than two copies of the base differ
+        ({"unmerged": 0.97}, "supported", "contradicted"),
+        ({"aa_half": 0.03}, "inconclusive", "supported"),  # this machine cannot see 3 %, but it does see 16 %
+        ({"aa": 1.019}, "inconclusive", "supported"),
+        ({"aa_half": 0.2}, "inconclusive", "inconclusive"),
     ],
 )
 def test_latency_verdicts(tmp_path, settings, merged, unmerged):

@@ -65,9 +65,10 @@ def test_two_evaluation_sets_never_share_a_table(tmp_path):
             make(runs)
 
 
-def test_other_settings_are_another_comparison(tmp_path):
-    runs = [make_run(tmp_path, r=8), make_run(tmp_path, r=8, epochs=3), make_run(tmp_path, r=4)]
+def test_another_dtype_is_another_comparison_other_epochs_another_configuration(tmp_path):
+    runs = [make_run(tmp_path, r=8), make_run(tmp_path, r=8, dtype="float16"), make_run(tmp_path, r=8, epochs=3)]
     assert [len(part) for part in comparisons(runs)] == [2, 1]
+    assert methods_table([runs[0], runs[2]])["epochs"].nunique() == 2
 
 
 def test_the_same_run_twice_counts_once_and_latency_records_are_no_runs(tmp_path):

@@ -122,6 +122,17 @@ def main_lora(runs: list[dict]) -> list[dict]:
     return max(_ok_groups(configurations(runs), "lora"), key=key, default=[])
 
 
+def standing_for(runs: list[dict]) -> list[list[dict]]:
+    """Finished runs by method, targets and r; of several settings of one, as in :func:`full_reference`."""
+    found: dict[tuple, list[dict]] = {}
+    for group in configurations(runs):
+        ok = finished_ok(group)
+        if ok:
+            key = tuple(ok[0]["spec"].get(name) for name in ("method", "targets", "r"))
+            found[key] = max(found.get(key, []), ok, key=_standing)
+    return list(found.values())
+
+
 def lora_groups(runs: list[dict], targets: str) -> dict[int, list[dict]]:
     """Finished runs by r for these targets; of several settings of one r, as in :func:`full_reference`."""
     found: dict[int, list[dict]] = {}

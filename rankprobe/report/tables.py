@@ -15,6 +15,7 @@ from rankprobe.report.comparison import (
     main_metric,
     mean_score,
     one_comparison,
+    standing_for,
 )
 
 METHOD_COLUMNS = [
@@ -134,11 +135,11 @@ def merged_ranks(runs: list[dict]) -> pd.DataFrame:
 
 
 def merged_spectra(runs: list[dict]) -> pd.DataFrame:
-    """spectra.csv of each configuration's first finished seed; further seeds stay in their run folders.
+    """spectra.csv of the first finished seed for each method, targets and r; the others' stay in their run folders.
 
     Singular values have six significant digits here: the table is for reading and drawing.
     """
-    first = [ok[0] for g in configurations(one_comparison(runs)) if (ok := finished_ok(g))]
+    first = [group[0] for group in standing_for(one_comparison(runs))]
     table = _merged(first, "spectra.csv", ("run_id",))
     if len(table):
         table["sigma"] = [float(f"{s:.6g}") for s in table["sigma"]]

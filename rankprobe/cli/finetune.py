@@ -42,7 +42,8 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     else:
         lora = {}
     if truncate and method == "head":
-        raise UsageError(must("--truncate", "be of a method that changes matrices of the model", "--method head", "Leave it out"))
+        rule = "be of a method that changes matrices of the model"
+        raise UsageError(must("--truncate", rule, "--method head", "Leave it out"))
     configuration = Configuration(method, lr=lr, **lora)
     name = method if method == "full" else f"lora-r{configuration.r}"
     study = Study("finetune", (configuration,), truncate=(name,) if truncate else (),

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import click
 
@@ -67,19 +68,23 @@ class Group(click.Group):
             what, rule = ("the disk", "have room") if full else (error.filename or "a file", "be readable and writable")
             got = f"{error.strerror or error}{f' ({error.filename})' if full and error.filename else ''}"
             next_step = "Free space" if full else "Correct it or choose another folder"
-            fail(must(str(what), rule, got, f"{next_step}, and run the same command again: it goes on where it stopped"), 1)
+            again = "run the same command again: it goes on where it stopped"
+            fail(must(str(what), rule, got, f"{next_step}, and {again}"), 1)
         except UnicodeEncodeError as error:
-            fail(must("names and texts", "be valid Unicode", ascii(error.object[error.start:error.end]), "Rename the file or folder"), 2)
+            got = ascii(error.object[error.start : error.end])
+            fail(must("names and texts", "be valid Unicode", got, "Rename the file or folder"), 2)
         except (MemoryError, RuntimeError) as error:
             # torch has types of its own: a RuntimeError of its allocator's words, OutOfMemoryError on a GPU.
-            if not (isinstance(error, MemoryError) or "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"):
+            torchs = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+            if not (torchs or isinstance(error, MemoryError)):
                 raise
-            fail(must("the work", "fit into memory", "no more of it", "Lower the batch size or the length and run the same command again"), 1)
+            next_step = "Lower the batch size or the length and run the same command again"
+            fail(must("the work", "fit into memory", "no more of it", next_step), 1)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
     """Our own warnings as one line; a library's are for its developers."""
-    if category is UserWarning and "rankprobe" in filename:
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
         click.echo(f"rankprobe: warning: {' '.join(str(message).split())}", err=True)
 
 

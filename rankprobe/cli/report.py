@@ -22,7 +22,10 @@ def report(folder: Path, runs: Path) -> None:
     plan = read_plan(folder)
     if plan is None:
         raise UsageError(must("DIR", "be an output folder of sweep or reproduce-paper", folder, "Pass one with plan.json"))
-    if not isinstance(plan.get("runs"), list) or not any(finished(runs / str(run_id)) for run_id in plan["runs"]):
-        raise UsageError(must("--runs", f"hold runs that {folder / 'plan.json'} names", runs, "Pass the store that they were made in"))
+    named = plan.get("runs")
+    # Without any the old tables would be replaced by empty ones.
+    if not isinstance(named, list) or not any(finished(runs / str(run_id)) for run_id in named):
+        rule = f"hold runs that {folder / 'plan.json'} names"
+        raise UsageError(must("--runs", rule, runs, "Pass the store that they were made in"))
     render(folder, plan, runs)
     click.echo(f"{folder / 'report.html'}")

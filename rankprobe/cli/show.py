@@ -51,8 +51,8 @@ def problem(record: dict, folder: Path) -> str:
     """What went wrong in a run that diverged or failed, in one line."""
     if record["status"] == "diverged":
         return f"{record['run_id']} diverged: {record['error']}"
-    error = " ".join(str(record["error"]).split())
-    return must(record["run_id"], "end without an error", error if len(error) <= 300 else f"{error[:300]}...", f"See {folder / 'error.txt'}")
+    error = " ".join(str(record["error"]).split())[:300]
+    return must(record["run_id"], "end without an error", error, f"See {folder / 'error.txt'}")
 
 
 def _cell(value: object) -> str:

@@ -8,9 +8,6 @@ import click
 
 from rankprobe.cli import options as o
 
-_SHOWN = ("stable_rank", "effective_rank", "participation_ratio", "energy_rank_50", "energy_rank_90", "energy_rank_99", "numerical_rank")
-
-
 @click.command(epilog="\b\nExamples:\n  rankprobe spectrum runs/full-eval-s0-0123456789\n"
                       "  rankprobe spectrum lora-r8-qv-eval-s0-0123456789 --by matrix --format csv")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -25,6 +22,7 @@ def spectrum(run: Path, by: str, form: str, runs: Path) -> None:
     """
     import pandas as pd
 
+    from rankprobe.analysis.spectrum import RANK_COLUMNS, medians
     from rankprobe.cli.show import print_table
     from rankprobe.errors import UsageError, must
     from rankprobe.experiment.store import finished, read_record
@@ -32,7 +30,8 @@ def spectrum(run: Path, by: str, form: str, runs: Path) -> None:
     folder = run if run.is_dir() else runs / run
     record = read_record(folder)
     if record is None:
-        raise UsageError(must("RUN", "be the folder of a finished run", repr(str(run)), f"Look into {runs} for their names"))
+        next_step = f"Look into {runs} for their names"
+        raise UsageError(must("RUN", "be the folder of a finished run", repr(str(run)), next_step))
     if finished(folder) is None or not (folder / "ranks.csv").is_file():
         head = record["run_id"].startswith("head")
         raise UsageError(must("RUN", "hold ranks.csv", f"{record['run_id']} ({record['status']})",
@@ -40,18 +39,13 @@ def spectrum(run: Path, by: str, form: str, runs: Path) -> None:
                               else "Its files are not here as run.json lists them: run it again"))
     table = pd.read_csv(folder / "ranks.csv")
     if by != "matrix":
-        # Outside the blocks a "layer" or a kind's median would mix an embedding with a head.
-        blocks = table[table["layer"].notna() & (table["kind"] != "embed")].astype({"layer": int})
-        groups = blocks.groupby(by, sort=by == "layer")
-        table = groups[list(_SHOWN)].median().reset_index()
-        table.insert(1, "matrices", groups.size().to_numpy())
-        table.insert(2, "relative_change", groups["relative_change"].median().to_numpy())
+        table = medians(table, by)
     if form == "csv":
         click.echo(table.to_csv(index=False), nl=False)
     elif form == "json":
         click.echo(table.to_json(orient="records", indent=1))
     else:
         if by == "matrix":
-            table = table[["name", "kind", "m", "n", "relative_change", *_SHOWN]]
+            table = table[["name", "kind", "m", "n", "relative_change", *RANK_COLUMNS]]
         note = None if by == "matrix" else f"medians over the blocks' matrices of one {by}"
         print_table(table.rename(columns=lambda c: c.replace("_", " ")), title=f"dW of {record['run_id']}", notes=note)

@@ -9,8 +9,9 @@ import click
 from rankprobe.cli import options as o
 
 # What a study file sets.
-_OF_A_STUDY = ("rs", "targets", "alpha", "dropout", "rslora", "seeds", "full", "head", "model", "task", "train_size", "eval_size",
-               "epochs", "batch_size", "max_length", "warmup_ratio", "weight_decay", "clip_norm", "model_dropout", "seed")
+_OF_A_STUDY = ("rs", "targets", "alpha", "dropout", "rslora", "seeds", "full", "head", "model", "task", "train_size",
+               "eval_size", "epochs", "batch_size", "max_length", "warmup_ratio", "weight_decay", "clip_norm",
+               "model_dropout", "seed")
 
 
 @click.command(epilog="\b\nExamples:\n  rankprobe sweep --r 1,2,4 --seeds 2 --task docmatch --train-size 2000 --eval-size 1000\n"
@@ -51,7 +52,8 @@ def sweep(study_file: Path | None, rs: tuple[int, ...], targets: tuple[str, ...]
 
     if study_file is not None:
         if typed := o.given(*_OF_A_STUDY):
-            raise UsageError(must(", ".join(typed), "be left out beside a study file", study_file, "Write it into a copy of the file"))
+            raise UsageError(must(", ".join(typed), "be left out beside a study file", study_file,
+                                  "Write it into a copy of the file"))
         study = load_study(study_file)
         if study.truncate and not keep_weights:
             raise UsageError(must("--drop-weights", "be for a study without truncate", study_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,16 +25,21 @@ def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = No
     """Print what would be done."""
     import pandas as pd
 
-    rows = [{"run": run.run_id, "what": run.spec.label, "task": run.task.name, "train": len(run.task.train),
-             "eval": len(run.task.eval), "lr": run.spec.lr, "steps": run.steps, "dtype": run.spec.dtype,
-             "done": "yes" if finished(run.folder) else ""} for study in studies for run in study.runs]
+    from rankprobe.experiment.parameters import parameter_counts
+
+    rows = []
+    for study in studies:
+        counts = parameter_counts(study.runs)
+        rows += [{"run": run.run_id, "what": run.spec.label, "task": run.task.name, "train": len(run.task.train),
+                  "eval": len(run.task.eval), "lr": run.spec.lr, "steps": run.steps, "trained": counts[run.run_id],
+                  "dtype": run.spec.dtype, "done": "yes" if finished(run.folder) else ""} for run in study.runs]
     left = sum(study.steps_left for study in studies)
     print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {left:,} optimiser steps left")
     for study in studies:
         for run in study.truncate:
             click.echo(f"functional rank of {run.run_id}")
     if latency is not None:
-        click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.shapes))}")
+        click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
 
 
 def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title: str, latency: LatencyPlan | None = None,
@@ -85,7 +91,8 @@ def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title:
     click.echo(f"{out / 'report.html'}")
     if bad:
         first = next(iter(bad.values()))
-        raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs diverged or failed. {problem(first, runs_folder / first['run_id'])}")
+        why = problem(first, runs_folder / first["run_id"])
+        raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs diverged or failed. {why}")
 
 
 def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> None:
@@ -137,13 +144,22 @@ def _say(observer: TerminalObserver, record: dict, *, again: bool) -> None:
 
 
 def _without_folders(words: Sequence[str]) -> list[str]:
-    """The command as others may repeat it: paths of this machine are left out."""
+    """The command as others may repeat it: folders of this machine are left out, of other paths only the name stays.
+
+    >>> _without_folders(["sweep", "--out", "here", "--model=/home/me/bert", "../x/a.csv", "--r", "1,2"])
+    ['sweep', '--model=bert', 'a.csv', '--r', '1,2']
+    """
     kept, skip = [], False
     for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if skip:
             skip = False
-        elif word in ("--out", "--runs", "--data-dir"):
-            skip = True
-        elif not word.startswith(("--out=", "--runs=", "--data-dir=")):
-            kept.append(Path(word).name if word.startswith("/") else word)
+        elif option in ("--out", "--runs", "--data-dir"):
+            skip = not equals
+        elif not equals and option:
+            kept.append(option)
+        else:
+            # A hub name has a slash too, and it is no folder here; a study that ships is named by its place in the project.
+            local = os.path.isabs(value) or value.startswith((".", "~")) or (os.path.exists(value) and not value.startswith("studies/"))
+            kept.append(f"{option}{equals}{os.path.basename(os.path.normpath(value)) if local else value}")
     return kept

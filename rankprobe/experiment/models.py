@@ -109,11 +109,12 @@ def save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder:
     try:
         _save_trained(prepared, spec, source, folder)
     except Exception as error:
-        # safetensors and tokenizers are written in Rust, and raise types of their own with the system's number in the text.
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if isinstance(error, OSError) or number is None:
+        # safetensors and tokenizers are written in Rust: types of their own, with the system's number in the text.
+        text = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(text[1]) if text else None
+        if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def _save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder: Path) -> None:

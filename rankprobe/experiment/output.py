@@ -32,7 +32,8 @@ def claim_output(out: Path, plan: dict) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(must("output folder", "be a folder", out, "Pass another --out"))
     # A plan's temporary file is what a kill while it was first written leaves.
-    if out.is_dir() and any(p for p in out.iterdir() if p.name != ".gitignore" and not p.name.startswith(f".{PLAN_FILE}.")):
+    ours = (".gitignore", f".{PLAN_FILE}.")
+    if out.is_dir() and any(not p.name.startswith(ours) for p in out.iterdir()):
         earlier = read_plan(out)
         if earlier is None:
             raise UsageError(must("output folder", f"be empty or hold an earlier {PLAN_FILE}", out, "Pass another --out"))

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from rankprobe.errors import UsageError, must
-from rankprobe.methods.head import head_parameters
 from rankprobe.experiment.study import RunSpec
+from rankprobe.methods.head import head_parameters
 from rankprobe.methods.lora import check_rank
 from rankprobe.weights.architecture import WeightSite, canonical_targets, max_positions, model_shapes, target_sites
 from rankprobe.weights.pretrained import load_config
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from transformers import PretrainedConfig
+
+    from rankprobe.experiment.runs import PlannedRun
 
 
 def meta_classifier(config: PretrainedConfig, num_labels: int = 2) -> torch.nn.Module:
@@ -74,6 +76,17 @@ def lora_count(sites: list[WeightSite], r: int) -> int:
     16384
     """
     return sum(r * (s.shape[0] + s.shape[1]) for s in sites)
+
+
+def parameter_counts(runs: Iterable[PlannedRun]) -> dict[str, int]:
+    """Trainable parameters of planned runs, head included, by run_id; counted on the meta device."""
+    counts = {}
+    for run in runs:
+        spec = run.spec
+        table = parameter_table(load_config(str(run.source.path)), num_labels=max(1, len(run.task.labels)),
+                                targets=[spec.targets or "all"], rs=[spec.r or 1]).set_index("method")
+        counts[run.run_id] = int(table.loc[spec.method, "trainable_params"])
+    return counts
 
 
 def parameter_table(config: PretrainedConfig, *, num_labels: int, targets: list[str], rs: list[int]) -> pd.DataFrame:

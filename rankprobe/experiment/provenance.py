@@ -21,7 +21,9 @@ def git_state() -> dict:
         return {"commit": None, "dirty": None}
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=20).stdout
+        # Without optional locks: Ctrl-C kills git, and its index.lock would stay and stop every later commit.
+        command = ["git", "--no-optional-locks", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
 
     try:
         # Only code counts: a run that writes into results/ must not make the next one dirty.

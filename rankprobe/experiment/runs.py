@@ -18,7 +18,7 @@ import pandas as pd
 from rankprobe.analysis.bootstrap import accuracy
 from rankprobe.analysis.spectrum import spectrum
 from rankprobe.errors import RankprobeError, must
-from rankprobe.experiment.models import Prepared, count_parameters, prepare, save_trained, set_threads, snapshot
+from rankprobe.experiment.models import Prepared, count_parameters, load_base, prepare, save_trained, set_threads, snapshot
 from rankprobe.experiment.provenance import device_record, git_state, versions
 from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, run_id, write_atomic, write_table
 from rankprobe.experiment.study import RunSpec
@@ -156,7 +156,6 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
     spec, task = run.spec, run.task
     set_threads(spec.threads)
     prepared = prepare(spec, run.source, task)
-    W0 = snapshot(prepared.model) if spec.method == "full" else {}
     params = count_parameters(prepared)
     rows = encode(prepared.tokenizer, task.train, spec.max_length)
     result = train(
@@ -173,15 +172,20 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
         record["timings"]["eval_time_s"] = time.perf_counter() - start
         # The loop sees a step's loss before the step: what the last one did shows here.
         if not (math.isfinite(predicted.loss) and all(bool(p.isfinite().all()) for p in prepared.model.parameters())):
-            record |= {"status": "diverged", "error": must("weights and predictions", "be finite", "NaN or inf after the last step",
-                                                           "Lower the learning rate")}
+            got = "NaN or inf after the last step"
+            error = must("weights and predictions", "be finite", got, "Lower the learning rate")
+            record |= {"status": "diverged", "error": error}
     if record["status"] == "ok":
         record["metrics"] = _metrics(task, predicted)
         write_table(run.folder / "predictions.csv", pd.DataFrame({
             "row": [e.row for e in task.eval], "label": predicted.labels, "prediction": predicted.predictions,
             "score": predicted.scores}))
         if spec.method != "head":
-            deltas = lora_deltas(prepared.layers) if prepared.layers else full_deltas(W0, snapshot(prepared.model))
+            if prepared.layers:
+                deltas = lora_deltas(prepared.layers)
+            else:
+                # W0 is loaded again rather than kept: a copy would count as full fine-tuning's memory.
+                deltas = full_deltas(snapshot(load_base(spec, run.source, task)[0]), snapshot(prepared.model))
             ranks, spectra = spectrum(deltas, progress=lambda delta: observer.stage("svd", 0, 0, delta.name))
             write_table(run.folder / "ranks.csv", ranks)
             write_table(run.folder / "spectra.csv", spectra)

@@ -119,8 +119,8 @@ class Configuration:
             object.__setattr__(self, "targets", canonical_targets("q,v" if self.targets is None else self.targets))
             object.__setattr__(self, "alpha", float(self.alpha if self.alpha is not None else 2 * self.r))
         elif given := [f for f in _LORA_FIELDS if getattr(self, f) not in (None, 0.0, False)]:
-            raise UsageError(must(" and ".join(given), "be left out unless the method is lora", f"the method {self.method}",
-                                  "Leave them out, or choose lora"))
+            raise UsageError(must(" and ".join(given), "be left out unless the method is lora",
+                                  f"the method {self.method}", "Leave them out, or choose lora"))
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,8 @@ def load_study(path: Path) -> Study:
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows' editors write a byte-order mark
     except OSError as error:
-        raise UsageError(must("study", "be a TOML file", f"{path} ({error.strerror})", "Pass studies/NAME/study.toml")) from None
+        got = f"{path} ({error.strerror})"
+        raise UsageError(must("study", "be a TOML file", got, "Pass studies/NAME/study.toml")) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(must(f"{path}", "be TOML", error, "Correct the file")) from None
     table.setdefault("name", Path(path).resolve().parent.name if Path(path).name == "study.toml" else Path(path).stem)
@@ -212,12 +213,15 @@ def study_from(table: Mapping, where: str) -> Study:
     configurations = []
     rows = table.pop("configurations", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UsageError(must(f"configurations in {where}", "be a list of tables", repr(rows), "Write [[configurations]] above each"))
+        raise UsageError(must(f"configurations in {where}", "be a list of tables", repr(rows),
+                              "Write [[configurations]] above each"))
     for row in rows:
         if "method" not in row:
-            raise UsageError(must(f"a configuration in {where}", "have a method", row, f"Add one of {', '.join(METHODS)}"))
+            next_step = f"Add one of {', '.join(METHODS)}"
+            raise UsageError(must(f"a configuration in {where}", "have a method", row, next_step))
         if empty := [key for key, value in row.items() if value == []]:
-            raise UsageError(must(f"{empty[0]} in {where}", "have a value", "an empty list", "Leave it out for the default"))
+            next_step = "Leave it out for the default"
+            raise UsageError(must(f"{empty[0]} in {where}", "have a value", "an empty list", next_step))
         for combination in _combinations(row):
             configurations.append(Configuration(**_checked(Configuration, combination, where)))
     study = Study(configurations=tuple(configurations), **_checked(Study, table, where))

@@ -148,8 +148,9 @@ def max_positions(model: nn.Module) -> int | None:
     >>> max_positions(nn.ModuleDict({"position_embeddings": nn.Embedding(514, 4, padding_idx=1)}))
     512
     """
+    leaves = ("position_embeddings", "wpe", "embed_positions")
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("position_embeddings", "wpe", "embed_positions") and isinstance(module, nn.Embedding):
+        if name.rpartition(".")[2] in leaves and isinstance(module, nn.Embedding):
             # RoBERTa counts from the row after its padding's, OPT and BART from an offset.
             unused = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
             return module.num_embeddings - unused

@@ -111,23 +111,28 @@ def spectrum(
     return ranks, spectra
 
 
-def median_by_kind(ranks: pd.DataFrame) -> pd.DataFrame:
-    """Median over layers of relative_change and every rank column, a row a kind in the order of first appearance.
+def medians(ranks: pd.DataFrame, by: str = "kind") -> pd.DataFrame:
+    """Median of relative_change and every rank column over the blocks' matrices of each kind, or of each layer.
+
+    Embeddings and what lies outside the blocks are left out: a median would mix them with other things.
 
     Parameters
     ----------
     ranks : DataFrame
         From :func:`spectrum`.
+    by : str
+        ``kind`` (in order of first appearance) or ``layer`` (ascending).
 
     Returns
     -------
     DataFrame
-        kind, matrices (how many the median is of), relative_change and the rank columns.
+        kind or layer, matrices (how many the median is of), relative_change and the rank columns.
     """
-    groups = ranks.groupby("kind", sort=False)
-    medians = groups[["relative_change", *RANK_COLUMNS]].median()
-    medians.insert(0, "matrices", groups.size())
-    return medians.reset_index()
+    blocks = ranks[ranks["layer"].notna() & (ranks["kind"] != "embed")].astype({"layer": int})
+    groups = blocks.groupby(by, sort=by == "layer")
+    table = groups[["relative_change", *RANK_COLUMNS]].median()
+    table.insert(0, "matrices", groups.size())
+    return table.reset_index()
 
 
 def _row(delta: Delta, S: Tensor, eps: float, unchanged: float) -> dict:

@@ -31,7 +31,7 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
 
     Writes truncation.csv after every point, then functional_rank.csv. LoRA changes nothing but the blocks' weights and
     the head, so that only the rule ``rest_tuned`` says something there. With the rule ``rest_tuned`` the point at
-    k = p is the run's own model, whose stored predictions it must give again.
+    k = p is the run's own model.
 
     Parameters
     ----------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, replace
 from importlib import resources
 
 from rankprobe.errors import UsageError, must
+from rankprobe.experiment.runs import PlannedRun
 from rankprobe.experiment.study import Study, nearest, study_from
 from rankprobe.experiment.sweep import PlannedStudy
 
@@ -38,24 +40,36 @@ class Scale:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a claim needs: methods trained, whether functional rank, whether latency."""
+    """What a claim needs.
+
+    Attributes
+    ----------
+    methods : tuple of str
+        Trained; ``head`` beside the others where a verdict asks whether there was anything to lose.
+    rs : tuple of int or None
+        LoRA's r; None for all.
+    functional_rank, latency : bool
+    """
 
     methods: tuple[str, ...] = ()
+    rs: tuple[int, ...] | None = None
     functional_rank: bool = False
     latency: bool = False
 
 
-# By claim_id, or by the beginning that several share (small-r1-vs-full, small-r2-vs-full, ...).
+# By a regular expression for the whole claim_id; (a, b) in small-rA-vs-rB are the r it needs.
 NEEDS: dict[str, Needs] = {
-    "vignette-parameters": Needs(),
-    "lora-equals-full": Needs(("full", "lora")),
-    "small-r": Needs(("full", "lora")),
-    "trainable-parameters": Needs(("lora",)),
-    "merged-latency": Needs(latency=True),
-    "unmerged-latency": Needs(latency=True),
-    "dw-low-rank-by-energy": Needs(("full",)),
-    "dw-low-rank-by-function": Needs(("full",), functional_rank=True),
+    r"vignette-parameters": Needs(),
+    r"lora-equals-full": Needs(("full", "lora", "head"), (8,)),
+    r"small-r(\d+)-vs-full": Needs(("full", "lora", "head")),
+    r"small-r(\d+)-vs-r(\d+)": Needs(("full", "lora", "head")),
+    r"trainable-parameters": Needs(("lora",), (8,)),
+    r"(merged|unmerged)-latency(-b\d+-l\d+)?": Needs(latency=True),
+    r"dw-low-rank-by-energy": Needs(("full",)),
+    r"dw-low-rank-by-function": Needs(("full",), functional_rank=True),
 }
+_EXAMPLES = ("vignette-parameters", "lora-equals-full", "small-r1-vs-full", "small-r1-vs-r8", "trainable-parameters",
+             "merged-latency", "unmerged-latency", "dw-low-rank-by-energy", "dw-low-rank-by-function")
 
 
 def load_scale(name: str, *, seed: int = 0) -> Scale:
@@ -83,14 +97,19 @@ def needs_of(claim: str) -> Needs:
     UsageError
         If there is no such claim.
     """
-    for name, needs in NEEDS.items():
-        if claim.startswith(name):
-            return needs
-    raise UsageError(must("--only", f"begin one of the claims {', '.join(NEEDS)}", repr(claim), nearest(claim, NEEDS)))
+    for pattern, needs in NEEDS.items():
+        if found := re.fullmatch(pattern, claim):
+            rs = tuple(int(group) for group in found.groups() if group and group.isdigit())
+            return replace(needs, rs=rs) if rs else needs
+    raise UsageError(must("--only", f"be a claim such as {', '.join(_EXAMPLES)}", repr(claim), nearest(claim, _EXAMPLES)))
 
 
 def only_what_is_needed(planned: PlannedStudy, needs: Needs) -> PlannedStudy:
     """A study's runs that a claim needs."""
-    runs = tuple(run for run in planned.runs if run.spec.method in needs.methods)
-    truncate = tuple(run for run in planned.truncate if needs.functional_rank and run.spec.method in needs.methods)
-    return replace(planned, runs=runs, truncate=truncate)
+
+    def needed(run: PlannedRun) -> bool:
+        r = run.spec.r
+        return run.spec.method in needs.methods and (r is None or needs.rs is None or r in needs.rs)
+
+    truncate = tuple(run for run in planned.truncate if needs.functional_rank and needed(run))
+    return replace(planned, runs=tuple(run for run in planned.runs if needed(run)), truncate=truncate)

@@ -18,17 +18,9 @@ from rankprobe.report.stats import MIN_SEEDS, Estimate, bootstrap_mean, paired_d
 
 # What must be equal for two runs to be compared; every other field of a spec but the seed belongs to the configuration.
 # Epochs, batch and decay do: the paper, too, gives each method its own. Tables show epochs, runs.csv all of them.
-EQUAL_FIELDS = (
-    "model",
-    "task",
-    "split",
-    "train_size",
-    "eval_size",
-    "max_length",
-    "dtype",
-    "device",
-    "threads",
-)
+EQUAL_FIELDS = ("split", "max_length", "dtype", "device", "threads")
+# These name what the sha256s identify: a copy of the model under another name is the same model.
+_NAMES = ("model", "task", "train_size", "eval_size")
 _ORDER = {"full": 0, "lora": 1, "head": 9}
 
 
@@ -77,7 +69,7 @@ def configurations(runs: list[dict]) -> list[list[dict]]:
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
         spec = run["spec"]
-        key = tuple(sorted((k, str(v)) for k, v in spec.items() if k not in EQUAL_FIELDS and k != "seed"))
+        key = tuple(sorted((k, str(v)) for k, v in spec.items() if k not in (*EQUAL_FIELDS, *_NAMES, "seed")))
         groups.setdefault(key, []).append(run)
 
     def place(group: list[dict]) -> tuple:

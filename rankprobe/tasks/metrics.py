@@ -24,7 +24,7 @@ def score(
     predictions : array-like, shape (n,)
         Likewise.
     scores : array-like, shape (n,), optional
-        Of the positive class, as runs store them. No metric here is made of scores; they are checked for length only.
+        Of the predicted class, as runs store them. No metric here is made of scores; they are checked for length only.
 
     Returns
     -------

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rankprobe.analysis.spectrum import COLUMNS, RANK_COLUMNS, median_by_kind, spectrum
+from rankprobe.analysis.spectrum import COLUMNS, RANK_COLUMNS, medians, spectrum
 from rankprobe.errors import UsageError
 from rankprobe.weights.delta import Delta
 
@@ -129,14 +129,15 @@ def test_tables_survive_csv(tmp_path):
         pd.testing.assert_frame_equal(back, table, check_exact=True, check_dtype=False)
 
 
-def test_median_by_kind():
+def test_medians_by_kind_and_by_layer():
     ranks, _ = spectrum([
         dense(torch.diag(torch.tensor(d)), f"w{i}", i, kind)
         for i, (d, kind) in enumerate([([1.0, 0.0, 0.0], "v"), ([1.0, 1.0, 0.0], "q"), ([1.0, 1.0, 1.0], "v")])
     ])
-    table = median_by_kind(ranks)
+    table = medians(ranks)
     assert table.kind.tolist() == ["v", "q"] and table.matrices.tolist() == [2, 1]
     assert table.stable_rank.tolist() == [2.0, 2.0] and table.numerical_rank.tolist() == [2.0, 2.0]
+    assert medians(ranks, "layer")[["layer", "matrices", "stable_rank"]].values.tolist() == [[0, 1, 1], [1, 1, 2], [2, 1, 3]]
 
 
 def test_bad_updates_are_named():

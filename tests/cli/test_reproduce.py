@@ -1,0 +1,102 @@
+"""reproduce-paper, params and spectrum where all goes well: plans, counts, what one claim needs."""
+
+import pytest
+from click.testing import CliRunner
+
+from rankprobe.cli.main import main
+from rankprobe.paper.published import published
+from rankprobe.paper.reproduce import NEEDS, load_scale, needs_of, only_what_is_needed
+from rankprobe.report.claims import claims_table
+from rankprobe.report.verdicts import Evidence
+
+
+def run(*words):
+    return CliRunner().invoke(main, list(words))
+
+
+def test_dry_run_of_smoke_names_every_run_with_its_parameters_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("reproduce-paper", "--scale", "smoke", "--dry-run", "--threads", "1", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    for count in ("22,713,986", "9,986", "74,498", "770"):  # full, LoRA r = 1 and 8, head only
+        assert count in result.output
+    assert "latency at" in result.output and "functional rank of full" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_paper_needs_no_weights_and_counts_as_the_paper_does():
+    result = run("reproduce-paper", "--scale", "paper", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "294,912" in result.output and "887,042" in result.output and "80 runs" in result.output
+
+
+@pytest.mark.parametrize("name", ["smoke", "small", "paper"])
+def test_scales_load_and_shift_their_seeds(name):
+    scale = load_scale(name, seed=5)
+    assert scale.shapes and all(study.seed == 5 for study in scale.studies)
+
+
+def test_small_has_the_seeds_that_its_verdicts_need():
+    (study,) = load_scale("small").studies
+    seeds = {(c.method, c.r): c.seeds for c in study.configurations}
+    assert seeds == {("full", None): 3, ("lora", 1): 3, ("lora", 8): 3, ("head", None): 1,
+                     ("lora", 2): 1, ("lora", 4): 1, ("lora", 64): 1}
+
+
+def test_every_claim_of_the_table_can_be_asked_for_alone():
+    from rankprobe.report.tables import methods_table
+
+    claims = claims_table(Evidence([], methods_table([], None), methods_table([], None), None, published()))
+    assert len(claims) >= 8
+    for claim in claims["claim_id"]:
+        needs_of(claim)
+    assert len(NEEDS) <= len(claims)
+
+
+@pytest.mark.parametrize("claim, expected", [
+    ("small-r1-vs-r8", {("full", None), ("head", None), ("lora", 1), ("lora", 8)}),
+    ("small-r2-vs-full", {("full", None), ("head", None), ("lora", 2)}),
+    ("dw-low-rank-by-energy", {("full", None)}),
+    ("merged-latency-b1-l32", set()),
+])
+def test_a_claim_needs_its_own_runs_only(tmp_path, claim, expected):
+    from rankprobe.experiment.runs import plan_run
+    from rankprobe.experiment.sweep import PlannedStudy
+    from rankprobe.tasks.load import load_task
+    from rankprobe.weights.source import find_model
+
+    (study,) = load_scale("small").studies
+    source, task = find_model(), load_task("docmatch-smoke", train_size=8, eval_size=8)
+    specs = study.specs(dtype="float32", device="cpu", threads=1)
+    runs = tuple(plan_run(spec, source, task, tmp_path) for spec in specs)
+    planned = PlannedStudy(study, runs, runs[:1])
+    found = only_what_is_needed(planned, needs_of(claim))
+    assert {(r.spec.method, r.spec.r) for r in found.runs} == expected
+    assert bool(found.truncate) is needs_of(claim).functional_rank
+
+
+@pytest.mark.parametrize("claim", ["small-rubbish", "small", "everything", "merged-latency-"])
+def test_an_unknown_claim_is_refused(claim):
+    result = run("reproduce-paper", "--only", claim, "--dry-run")
+    assert result.exit_code == 2 and "--only must be a claim such as" in result.output
+
+
+def test_params_prints_what_the_papers_arithmetic_gives():
+    lines = run("params", "--model", "gpt2-medium", "--r", "4", "--format", "csv").output.splitlines()
+    assert lines[0].startswith("method,targets,r,method_params,head_params")
+    assert lines[-1].startswith('lora,"q,v",4,393216,2048')
+
+
+def test_every_commands_examples_parse():
+    import shlex
+
+    import click
+
+    for name in main.list_commands(None):
+        command = main.get_command(None, name)
+        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("rankprobe ")]
+        assert examples, name
+        for example in examples:
+            words = shlex.split(example)[2:]
+            with click.Context(command) as context:
+                command.parse_args(context, words)

@@ -30,9 +30,21 @@ def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = No
     rows = []
     for study in studies:
         counts = parameter_counts(study.runs)
-        rows += [{"run": run.run_id, "what": run.spec.label, "task": run.task.name, "train": len(run.task.train),
-                  "eval": len(run.task.eval), "lr": run.spec.lr, "steps": run.steps, "trained": counts[run.run_id],
-                  "dtype": run.spec.dtype, "done": "yes" if finished(run.folder) else ""} for run in study.runs]
+        rows += [
+            {
+                "run": run.run_id,
+                "what": run.spec.label,
+                "task": run.task.name,
+                "train": len(run.task.train),
+                "eval": len(run.task.eval),
+                "lr": run.spec.lr,
+                "steps": run.steps,
+                "trained": counts[run.run_id],
+                "dtype": run.spec.dtype,
+                "done": "yes" if finished(run.folder) else "",
+            }
+            for run in study.runs
+        ]
     left = sum(study.steps_left for study in studies)
     print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {left:,} optimiser steps left")
     for study in studies:
@@ -42,9 +54,17 @@ def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = No
         click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
 
 
-def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title: str, latency: LatencyPlan | None = None,
-                measure_latency: bool = True, keep_weights: bool = True,
-                everything: Sequence[PlannedStudy] | None = None) -> None:
+def run_studies(
+    studies: Sequence[PlannedStudy],
+    out: Path,
+    *,
+    name: str,
+    title: str,
+    latency: LatencyPlan | None = None,
+    measure_latency: bool = True,
+    keep_weights: bool = True,
+    everything: Sequence[PlannedStudy] | None = None,
+) -> None:
     """Do what is left, with a progress bar; tables are renewed after every run, pictures and pages at the end.
 
     ``everything`` holds all the studies that the folder is about, where ``studies`` is only the part to do now: what
@@ -57,10 +77,11 @@ def run_studies(studies: Sequence[PlannedStudy], out: Path, *, name: str, title:
     WorkError
         If a run diverged or failed; all others are done and reported first.
     """
+    command = shlex.join(["rankprobe", *(_without_folders(sys.argv[1:]))])
     plan = {
         "name": name,
         "title": title,
-        "command": shlex.join(["rankprobe", *(_without_folders(sys.argv[1:]))]),
+        "command": command.encode(errors="replace").decode(),  # a file's name may be no Unicode, which no page can hold
         "runs": [run.run_id for study in everything or studies for run in study.runs],
         "latency": latency.run_id if latency else None,
     }
@@ -99,7 +120,9 @@ def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) ->
     """Write tables (and pictures and pages) from the finished runs that a plan names."""
     runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
-    build_report(runs, latency, published(), out, title=plan["title"], settings={"command": plan["command"]}, figures=figures)
+    build_report(
+        runs, latency, published(), out, title=plan["title"], settings={"command": plan["command"]}, figures=figures
+    )
 
 
 def paper_lines(scale) -> None:
@@ -113,12 +136,33 @@ def paper_lines(scale) -> None:
     rows = []
     for study in scale.studies:
         for c in study.configurations:
-            counts = parameter_table(paper_config(study.model), num_labels=labels.get(study.task, 2),
-                                     targets=[c.targets or "q,v"], rs=[c.r or 1]).set_index("method").loc[c.method]
-            rows.append({"task": study.task, "model": study.model, "method": c.method, "r": c.r, "alpha": c.alpha,
-                         "targets": c.targets, "lr": c.lr, "epochs": study.epochs, "batch": study.batch_size,
-                         "length": study.max_length, "seeds": c.seeds, "method_params": int(counts["method_params"]),
-                         "trainable": int(counts["trainable_params"])})
+            counts = (
+                parameter_table(
+                    paper_config(study.model),
+                    num_labels=labels.get(study.task, 2),
+                    targets=[c.targets or "q,v"],
+                    rs=[c.r or 1],
+                )
+                .set_index("method")
+                .loc[c.method]
+            )
+            rows.append(
+                {
+                    "task": study.task,
+                    "model": study.model,
+                    "method": c.method,
+                    "r": c.r,
+                    "alpha": c.alpha,
+                    "targets": c.targets,
+                    "lr": c.lr,
+                    "epochs": study.epochs,
+                    "batch": study.batch_size,
+                    "length": study.max_length,
+                    "seeds": c.seeds,
+                    "method_params": int(counts["method_params"]),
+                    "trainable": int(counts["trainable_params"]),
+                }
+            )
     table = pd.DataFrame(rows)
     table["r"] = table["r"].astype("Int64")
     print_table(table, title=f"{table['seeds'].sum()} runs; needs a GPU, the hub and the extra 'hub'")
@@ -160,6 +204,10 @@ def _without_folders(words: Sequence[str]) -> list[str]:
             kept.append(option)
         else:
             # A hub name has a slash too, and it is no folder here; a study that ships is named by its place in the project.
-            local = os.path.isabs(value) or value.startswith((".", "~")) or (os.path.exists(value) and not value.startswith("studies/"))
+            local = (
+                os.path.isabs(value)
+                or value.startswith((".", "~"))
+                or (os.path.exists(value) and not value.startswith("studies/"))
+            )
             kept.append(f"{option}{equals}{os.path.basename(os.path.normpath(value)) if local else value}")
     return kept

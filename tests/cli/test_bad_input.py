@@ -323,8 +323,8 @@ def test_latency_refuses(bench, arguments, message):
         (["params", "--model", "nobody/no-such-model"], 2, "must be on this machine"),
         (["report", "nowhere"], 2, "DIR must be an output folder"),
         (["report", "train.csv"], 2, "DIR must be an output folder"),
-        (["reproduce-paper", "--only", "rank-is-magic"], 2, "--only must begin one of the claims"),
-        (["reproduce-paper", "--only", ""], 2, "--only must begin one of the claims"),
+        (["reproduce-paper", "--only", "rank-is-magic"], 2, "--only must be.* lora-equals-full, "),
+        (["reproduce-paper", "--only", ""], 2, "--only must be.* lora-equals-full, "),
         (["reproduce-paper", "--runs", "train.csv"], 2, "run store must be a folder"),
         (["data", "files", *FILES, "--out", "base"], 2, "--out must be a new folder"),
         (

@@ -1,6 +1,6 @@
 """Write the README's results from results/: the text between its two markers. A test checks that it is up to date.
 
-    python studies/readme.py
+python studies/readme.py
 """
 
 from pathlib import Path
@@ -27,10 +27,17 @@ def methods(folder: str) -> list[str]:
     table = pd.read_csv(ROOT / folder / "tables" / "methods.csv")
     lines = ["| method | seeds | trained parameters | accuracy, % | against full, points |", "|-|-|-|-|-|"]
     for row in table.itertuples():
-        name = {"full": "full fine-tuning", "head": "head only"}.get(row.method) or f"LoRA r = {int(row.r)} on {row.targets}"
-        accuracy = f"{100 * row.accuracy_mean:.1f}{interval(100 * row.accuracy_ci_low, 100 * row.accuracy_ci_high, '.1f')}"
-        gap = "" if pd.isna(row.diff_vs_full) or row.method == "full" else (
-            f"{100 * row.diff_vs_full:+.1f}{interval(100 * row.diff_ci_low, 100 * row.diff_ci_high, '+.1f')}")
+        name = {"full": "full fine-tuning", "head": "head only"}.get(
+            row.method
+        ) or f"LoRA r = {int(row.r)} on {row.targets}"
+        accuracy = (
+            f"{100 * row.accuracy_mean:.1f}{interval(100 * row.accuracy_ci_low, 100 * row.accuracy_ci_high, '.1f')}"
+        )
+        gap = (
+            ""
+            if pd.isna(row.diff_vs_full) or row.method == "full"
+            else (f"{100 * row.diff_vs_full:+.1f}{interval(100 * row.diff_ci_low, 100 * row.diff_ci_high, '+.1f')}")
+        )
         share = f"{row.trainable_params:,} ({row.trainable_pct:.3g} %)"
         lines.append(f"| {name} | {row.n_seeds} | {share} | {accuracy} | {gap} |")
     return lines
@@ -42,7 +49,9 @@ def claims() -> list[str]:
     lines = ["| claim | measured | verdict |", "|-|-|-|"]
     for row in table[table["verdict"] != "not_run"].itertuples():
         unit = {"points": " points", "ratio": "", "%": " %", "directions": ""}.get(row.unit, f" {row.unit}")
-        measured = "" if pd.isna(row.measured) else f"{row.measured:.3g}{interval(row.ci_low, row.ci_high, '.3g')}{unit}"
+        measured = (
+            "" if pd.isna(row.measured) else f"{row.measured:.3g}{interval(row.ci_low, row.ci_high, '.3g')}{unit}"
+        )
         lines.append(f"| {row.statement} | {measured} | {row.verdict} |")
     return lines
 
@@ -52,7 +61,8 @@ def block() -> str:
     runs = pd.read_csv(ROOT / SMALL / "tables" / "runs.csv")
     first = runs.iloc[0]
     lines = [
-        f"{first['model']} on {first['task']}: {first['n_train']:,} training pairs, {first['n_eval']:,} evaluation pairs, "
+        f"{first['model']} on {first['task']}: {first['n_train']:,} training pairs, "
+        f"{first['n_eval']:,} evaluation pairs, "
         f"{first['epochs']} epochs, {first['dtype']}. Intervals are 95 %. Everything: [report.md]({SMALL}/report.md).",
         "",
         *methods(SMALL),
@@ -61,8 +71,13 @@ def block() -> str:
         "",
     ]
     lines += [f"![{caption}]({SMALL}/figures/{name}.svg)" for name, caption in PICTURES]
-    lines += ["", "The same on SST-2 (first 8,000 training sentences, whole dev set; rates tuned on docmatch; "
-              "[study](studies/sst2/README.md), [report](results/sst2/report.md)):", "", *methods("results/sst2")]
+    lines += [
+        "",
+        "The same on SST-2 (first 8,000 training sentences, whole dev set; rates tuned on docmatch; "
+        "[study](studies/sst2/README.md), [report](results/sst2/report.md)):",
+        "",
+        *methods("results/sst2"),
+    ]
     return "\n".join(lines)
 
 

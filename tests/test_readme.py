@@ -46,7 +46,9 @@ def test_python_blocks_run():
 
 def test_make_targets_exist():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {word for word in re.findall(r"make (?:[A-Z_]+=\S+ )*([a-z]+)", TEXT) if word not in ("sure",)} <= set(targets)
+    assert {word for word in re.findall(r"make (?:[A-Z_]+=\S+ )*([a-z]+)", TEXT) if word not in ("sure",)} <= set(
+        targets
+    )
 
 
 def test_links_lead_somewhere():
@@ -69,7 +71,9 @@ def test_the_committed_rates_are_what_the_study_chose(script, tmp_path):
 
 
 def test_help_is_quick_enough_not_to_have_imported_torch():
-    code = "import sys; from rankprobe.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n" \
-           "print([m for m in ('torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys; from rankprobe.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert out.endswith("[]\n")

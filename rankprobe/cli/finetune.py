@@ -7,9 +7,11 @@ import click
 from rankprobe.cli import options as o
 
 
-@click.command(epilog="\b\nExamples:\n  rankprobe finetune --method lora --r 8 --task docmatch-smoke --train-size 500 --epochs 1\n"
-                      "  rankprobe finetune --method full --task sst2 --data-dir data/sst2\n"
-                      "  rankprobe finetune --task files --train a.csv --eval b.csv --text review --label stars")
+@click.command(
+    epilog="\b\nExamples:\n  rankprobe finetune --method lora --r 8 --task docmatch-smoke --train-size 500 --epochs 1\n"
+    "  rankprobe finetune --method full --task sst2 --data-dir data/sst2\n"
+    "  rankprobe finetune --task files --train a.csv --eval b.csv --text review --label stars"
+)
 @click.option("--method", type=click.Choice(["full", "head", "lora"]), default="lora", show_default=True)
 @click.option("--r", type=int, default=None, help="LoRA's r.  [default: 8]")
 @o.lora_options
@@ -20,7 +22,9 @@ from rankprobe.cli import options as o
 @o.seed_option
 @o.compute_options
 @o.runs_option
-@click.option("--truncate/--no-truncate", default=False, help="Measure functional rank too: accuracy against kept rank.")
+@click.option(
+    "--truncate/--no-truncate", default=False, help="Measure functional rank too: accuracy against kept rank."
+)
 def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **options) -> None:
     """Fine-tune a model once, fully or with LoRA, and decompose its dW.
 
@@ -34,11 +38,22 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     from rankprobe.experiment.sweep import plan_study, run_study
 
     if method == "lora":
-        lora = {"r": 8 if r is None else r, "alpha": options["alpha"], "targets": options["targets"],
-                "dropout": options["dropout"], "rslora": options["rslora"]}
+        lora = {
+            "r": 8 if r is None else r,
+            "alpha": options["alpha"],
+            "targets": options["targets"],
+            "dropout": options["dropout"],
+            "rslora": options["rslora"],
+        }
     elif typed := o.given("r", "alpha", "targets", "dropout", "rslora"):
-        raise UsageError(must(" and ".join(typed), "be left out unless the method is lora", f"--method {method}",
-                              "Leave them out, or pass --method lora"))
+        raise UsageError(
+            must(
+                " and ".join(typed),
+                "be left out unless the method is lora",
+                f"--method {method}",
+                "Leave them out, or pass --method lora",
+            )
+        )
     else:
         lora = {}
     if truncate and method == "head":
@@ -46,8 +61,7 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
         raise UsageError(must("--truncate", rule, "--method head", "Leave it out"))
     configuration = Configuration(method, lr=lr, **lora)
     name = method if method == "full" else f"lora-r{configuration.r}"
-    study = Study("finetune", (configuration,), truncate=(name,) if truncate else (),
-                  **o.study_settings(options))
+    study = Study("finetune", (configuration,), truncate=(name,) if truncate else (), **o.study_settings(options))
     with reading() as progress:
         planned = plan_study(study, o.place(options), progress=progress)
     observer = TerminalObserver(planned.steps_left)

@@ -61,7 +61,7 @@ class Group(click.Group):
             fail("interrupted. What is finished is kept; the same command goes on from there.", 130)
         except BrokenPipeError:
             # `rankprobe params | head`: the reader has left, and that is no error.
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open until the process ends)
             sys.exit(0)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -37,25 +37,53 @@ class IntList(click.ParamType):
             self.fail(f"must be whole numbers with commas between. Got {value!r}. Pass 1,2,4, say.", param, ctx)
 
 
-model_option = click.option("--model", default="all-MiniLM-L6-v2", show_default=True, metavar="NAME|PATH",
-                            help="A folder, or a model on the Hugging Face hub.")
-runs_option = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
-                           help="The run store; finished runs in it are reused.")
-seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="First seed.")
+model_option = click.option(
+    "--model",
+    default="all-MiniLM-L6-v2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="A folder, or a model on the Hugging Face hub.",
+)
+runs_option = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The run store; finished runs in it are reused.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="First seed."
+)
 
 compute_options = apply(
-    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
-                 help="Of products; auto is bfloat16 where the hardware has it."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        help="Of products; auto is bfloat16 where the hardware has it.",
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads.  [default: all cores]"),
 )
 
 source_options = apply(
-    click.option("--data-dir", type=click.Path(path_type=Path), default=None,
-                 help="Folder with GLUE's files; without it they come from the hub."),
-    click.option("--train", "train_file", type=click.Path(path_type=Path), default=None,
-                 help="Training rows: TSV, CSV or JSONL (task files)."),
-    click.option("--eval", "eval_file", type=click.Path(path_type=Path), default=None, help="Evaluation rows, likewise."),
+    click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="Folder with GLUE's files; without it they come from the hub.",
+    ),
+    click.option(
+        "--train",
+        "train_file",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="Training rows: TSV, CSV or JSONL (task files).",
+    ),
+    click.option(
+        "--eval", "eval_file", type=click.Path(path_type=Path), default=None, help="Evaluation rows, likewise."
+    ),
     click.option("--text", "text_column", default=None, help="Column of the text."),
     click.option("--text-b", "text_b_column", default=None, help="Column of a second text."),
     click.option("--label", "label_column", default=None, help="Column of the label."),
@@ -65,8 +93,12 @@ source_options = apply(
 )
 
 task_options = apply(
-    click.option("--task", default="docmatch", show_default=True,
-                 help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files."),
+    click.option(
+        "--task",
+        default="docmatch",
+        show_default=True,
+        help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files.",
+    ),
     source_options,
     click.option("--train-size", type=click.IntRange(min=1), default=None, help="Training rows.  [default: all]"),
     click.option("--eval-size", type=click.IntRange(min=1), default=None, help="Evaluation rows.  [default: all]"),
@@ -79,13 +111,22 @@ training_options = apply(
     click.option("--warmup-ratio", type=click.FloatRange(0, 1, max_open=True), default=0.06, show_default=True),
     click.option("--weight-decay", type=click.FloatRange(min=0), default=0.01, show_default=True),
     click.option("--clip-norm", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 clips nothing."),
-    click.option("--model-dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
-                 help="Every dropout inside the model."),
+    click.option(
+        "--model-dropout",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        show_default=True,
+        help="Every dropout inside the model.",
+    ),
 )
 
 lora_options = apply(
-    click.option("--targets", default="q,v", show_default=True,
-                 help="q k v o up down gate with commas, qkvo, all, or a regex on module paths."),
+    click.option(
+        "--targets",
+        default="q,v",
+        show_default=True,
+        help="q k v o up down gate with commas, qkvo, all, or a regex on module paths.",
+    ),
     click.option("--alpha", type=float, default=None, help="LoRA's alpha.  [default: 2r]"),
     click.option("--dropout", type=float, default=0.0, show_default=True, help="On LoRA's input."),
     click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(r) instead of alpha / r."),
@@ -110,17 +151,36 @@ def file_spec(options: dict):
     named = given("train_file", "eval_file", "text_column", "label_column")
     if options["task"] != "files" and not named:
         if extra := given("text_b_column", "no_header", "encoding", "regression"):
-            raise UsageError(must(" and ".join(extra), "be of own files", f"the task {options['task']}",
-                                  "Pass --train, --eval, --text and --label too"))
+            raise UsageError(
+                must(
+                    " and ".join(extra),
+                    "be of own files",
+                    f"the task {options['task']}",
+                    "Pass --train, --eval, --text and --label too",
+                )
+            )
         return None
     if len(named) < 4:
-        raise UsageError(must("own files", "come with --train, --eval, --text and --label",
-                              ", ".join(named) or "none of them", "Pass all four"))
+        raise UsageError(
+            must(
+                "own files",
+                "come with --train, --eval, --text and --label",
+                ", ".join(named) or "none of them",
+                "Pass all four",
+            )
+        )
     from rankprobe.tasks.files import FileSpec
 
-    return FileSpec(train=options["train_file"], eval=options["eval_file"], text=options["text_column"],
-                    text_b=options["text_b_column"], label=options["label_column"], header=not options["no_header"],
-                    encoding=options["encoding"], regression=options["regression"])
+    return FileSpec(
+        train=options["train_file"],
+        eval=options["eval_file"],
+        text=options["text_column"],
+        text_b=options["text_b_column"],
+        label=options["label_column"],
+        header=not options["no_header"],
+        encoding=options["encoding"],
+        regression=options["regression"],
+    )
 
 
 def place(options: dict):
@@ -133,15 +193,37 @@ def place(options: dict):
 
     check_store(options["runs"])
     device = pick_device(options["device"])
-    threads = options["threads"] or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-    return Place(runs=options["runs"], dtype=pick_dtype(device, options["dtype"]), device=device, threads=threads,
-                 data_dir=options.get("data_dir"), files=file_spec(options) if "task" in options else None)
+    threads = options["threads"] or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return Place(
+        runs=options["runs"],
+        dtype=pick_dtype(device, options["dtype"]),
+        device=device,
+        threads=threads,
+        data_dir=options.get("data_dir"),
+        files=file_spec(options) if "task" in options else None,
+    )
 
 
 def study_settings(options: dict) -> dict:
     """The fields of a Study that the task and training options set."""
     # Own files name their task; one that was typed is left to load_task, which refuses the two together.
     task = options["task"] if options["train_file"] is None or given("task") else "files"
-    same = ("epochs", "batch_size", "max_length", "warmup_ratio", "weight_decay", "clip_norm", "model_dropout", "seed", "model")
-    return {"task": task, "train_size": options["train_size"] or 0, "eval_size": options["eval_size"] or 0,
-            **{name: options[name] for name in same}}
+    same = (
+        "epochs",
+        "batch_size",
+        "max_length",
+        "warmup_ratio",
+        "weight_decay",
+        "clip_norm",
+        "model_dropout",
+        "seed",
+        "model",
+    )
+    return {
+        "task": task,
+        "train_size": options["train_size"] or 0,
+        "eval_size": options["eval_size"] or 0,
+        **{name: options[name] for name in same},
+    }

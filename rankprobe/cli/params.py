@@ -7,9 +7,11 @@ import click
 from rankprobe.cli import options as o
 
 
-@click.command(epilog="\b\nExamples:\n  rankprobe params --r 1,8,64\n"
-                      "  rankprobe params --model roberta-base --targets q,v --targets qkvo --r 8\n"
-                      "  rankprobe params --model gpt2-medium --r 4 --format csv")
+@click.command(
+    epilog="\b\nExamples:\n  rankprobe params --r 1,8,64\n"
+    "  rankprobe params --model roberta-base --targets q,v --targets qkvo --r 8\n"
+    "  rankprobe params --model gpt2-medium --r 4 --format csv"
+)
 @o.model_option
 @click.option("--targets", multiple=True, default=("q,v",), show_default=True, help="Repeat for more.")
 @click.option("--r", "rs", type=o.IntList(), default=(1, 2, 4, 8, 64), show_default="1,2,4,8,64")
@@ -33,4 +35,8 @@ def params(model: str, targets: tuple[str, ...], rs: tuple[int, ...], labels: in
         return
     shown = table.drop(columns=["total_params"]).rename(columns=lambda c: c.replace("_", " "))
     total = int(table["total_params"].iloc[0])
-    print_table(shown, title=f"{model}: {total:,} parameters", notes="method pct: method parameters over the base's, heads left out")
+    print_table(
+        shown,
+        title=f"{model}: {total:,} parameters",
+        notes="method pct: method parameters over the base's, heads left out",
+    )

@@ -25,9 +25,16 @@ class TerminalObserver:
     def __init__(self, total_steps: int) -> None:
         self.console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}", table_column=None), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[note]}"), console=self.console, speed_estimate_period=300)
+            TextColumn("{task.description}", table_column=None),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            speed_estimate_period=300,
+        )
         self._task = self._progress.add_task("starting", total=max(1, total_steps), note="")
         self._label, self._base, self._steps = "", 0, 0
         self._start = self._said = time.monotonic()

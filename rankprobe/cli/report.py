@@ -21,7 +21,9 @@ def report(folder: Path, runs: Path) -> None:
 
     plan = read_plan(folder)
     if plan is None:
-        raise UsageError(must("DIR", "be an output folder of sweep or reproduce-paper", folder, "Pass one with plan.json"))
+        raise UsageError(
+            must("DIR", "be an output folder of sweep or reproduce-paper", folder, "Pass one with plan.json")
+        )
     named = plan.get("runs")
     # Without any the old tables would be replaced by empty ones.
     if not isinstance(named, list) or not any(finished(runs / str(run_id)) for run_id in named):

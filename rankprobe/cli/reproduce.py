@@ -9,14 +9,24 @@ import click
 from rankprobe.cli import options as o
 
 
-@click.command("reproduce-paper", epilog="\b\nExamples:\n  rankprobe reproduce-paper --scale smoke\n"
-               "  rankprobe reproduce-paper --only dw-low-rank-by-function\n"
-               "  rankprobe reproduce-paper --scale paper --dry-run")
-@click.option("--scale", type=click.Choice(["smoke", "small", "paper"]), default="small", show_default=True,
-              help="smoke: a minute. small: MiniLM on docmatch, under 25 minutes on 2 cores. paper: RoBERTa on GLUE, for a GPU.")
+@click.command(
+    "reproduce-paper",
+    epilog="\b\nExamples:\n  rankprobe reproduce-paper --scale smoke\n"
+    "  rankprobe reproduce-paper --only dw-low-rank-by-function\n"
+    "  rankprobe reproduce-paper --scale paper --dry-run",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(["smoke", "small", "paper"]),
+    default="small",
+    show_default=True,
+    help="smoke: a minute. small: MiniLM on docmatch, under 25 minutes on 2 cores. paper: RoBERTa on GLUE, for a GPU.",
+)
 @click.option("--only", default=None, metavar="CLAIM", help="Do only what this claim needs (a claim_id of claims.csv).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="[default: results/reproduce-paper-SCALE]")
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Folder with GLUE's files (scale paper).")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default=None, help="Folder with GLUE's files (scale paper)."
+)
 @o.seed_option
 @o.compute_options
 @o.runs_option
@@ -45,13 +55,33 @@ def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: boo
     place = o.place({**options})
     with reading() as progress:
         everything = [plan_study(study, place, progress=progress) for study in chosen.studies]
-    latency = plan_latency(everything[0].runs[0].source, place.runs, r=chosen.latency_r, targets="q,v", shapes=chosen.shapes,
-                           budget_s=chosen.latency_budget_s, dtype=place.dtype, device=place.device, threads=place.threads)
+    latency = plan_latency(
+        everything[0].runs[0].source,
+        place.runs,
+        r=chosen.latency_r,
+        targets="q,v",
+        shapes=chosen.shapes,
+        budget_s=chosen.latency_budget_s,
+        dtype=place.dtype,
+        device=place.device,
+        threads=place.threads,
+    )
     todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything
     if dry_run:
         plan_lines(todo, latency if needs is None or needs.latency else None)
         return
     model, task = everything[0].runs[0].source.name, everything[0].runs[0].task.name
-    title = f"Is LoRA as good as full fine-tuning? {model} on {task}" if len(everything) == 1 else "LoRA on GLUE, RoBERTa base"
-    run_studies(todo, out or Path("results") / f"reproduce-paper-{scale}", name=f"reproduce-paper {scale}", title=title,
-                latency=latency, measure_latency=needs is None or needs.latency, everything=everything)
+    title = (
+        f"Is LoRA as good as full fine-tuning? {model} on {task}"
+        if len(everything) == 1
+        else "LoRA on GLUE, RoBERTa base"
+    )
+    run_studies(
+        todo,
+        out or Path("results") / f"reproduce-paper-{scale}",
+        name=f"reproduce-paper {scale}",
+        title=title,
+        latency=latency,
+        measure_latency=needs is None or needs.latency,
+        everything=everything,
+    )

@@ -38,9 +38,15 @@ def run_summary(record: dict, folder: Path) -> None:
     if record["status"] != "failed":
         params, timings = record["params"], record["timings"]
         share = params["trainable"] / params["total"]
-        lines.append(f"  {params['trainable']:,} of {params['total']:,} parameters trained ({share:.2%}; head {params['head']:,})")
-        lines.append(f"  {timings['steps']:,} steps in {timings['train_time_s']:.1f} s, {timings['tokens_per_s']:,.0f} tokens/s, "
-                     f"peak memory {timings['peak_memory_bytes'] / 2**20:,.0f} MiB")
+        lines.append(
+            f"  {params['trainable']:,} of {params['total']:,} parameters trained "
+            f"({share:.2%}; head {params['head']:,})"
+        )
+        lines.append(
+            f"  {timings['steps']:,} steps in {timings['train_time_s']:.1f} s, "
+            f"{timings['tokens_per_s']:,.0f} tokens/s, "
+            f"peak memory {timings['peak_memory_bytes'] / 2**20:,.0f} MiB"
+        )
     lines.append(f"  {folder}")
     console = Console()
     for line in lines:

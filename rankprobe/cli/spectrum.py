@@ -8,6 +8,7 @@ import click
 
 from rankprobe.cli import options as o
 
+
 @click.command(epilog="\b\nExamples:\n  rankprobe spectrum runs/full-eval-s0-0123456789\n"
                       "  rankprobe spectrum lora-r8-qv-eval-s0-0123456789 --by matrix --format csv")
 @click.argument("run", type=click.Path(path_type=Path))

@@ -9,27 +9,59 @@ import click
 from rankprobe.cli import options as o
 
 # What a study file sets.
-_OF_A_STUDY = ("rs", "targets", "alpha", "dropout", "rslora", "seeds", "full", "head", "model", "task", "train_size",
-               "eval_size", "epochs", "batch_size", "max_length", "warmup_ratio", "weight_decay", "clip_norm",
-               "model_dropout", "seed")
+_OF_A_STUDY = (
+    "rs",
+    "targets",
+    "alpha",
+    "dropout",
+    "rslora",
+    "seeds",
+    "full",
+    "head",
+    "model",
+    "task",
+    "train_size",
+    "eval_size",
+    "epochs",
+    "batch_size",
+    "max_length",
+    "warmup_ratio",
+    "weight_decay",
+    "clip_norm",
+    "model_dropout",
+    "seed",
+)
 
 
-@click.command(epilog="\b\nExamples:\n  rankprobe sweep --r 1,2,4 --seeds 2 --task docmatch --train-size 2000 --eval-size 1000\n"
-                      "  rankprobe sweep --r 8 --targets q,v --targets qkvo --task sst2 --data-dir data/sst2\n"
-                      "  rankprobe sweep studies/sst2/study.toml --data-dir data --out results/sst2")
+@click.command(
+    epilog="\b\nExamples:\n  rankprobe sweep --r 1,2,4 --seeds 2 --task docmatch --train-size 2000 --eval-size 1000\n"
+    "  rankprobe sweep --r 8 --targets q,v --targets qkvo --task sst2 --data-dir data/sst2\n"
+    "  rankprobe sweep studies/sst2/study.toml --data-dir data --out results/sst2"
+)
 @click.argument("study_file", metavar="[STUDY.TOML]", required=False, type=click.Path(path_type=Path))
 @click.option("--r", "rs", type=o.IntList(), default=(1, 2, 4, 8, 64), show_default="1,2,4,8,64")
-@click.option("--targets", multiple=True, default=("q,v",), show_default=True,
-              help="q k v o up down gate with commas, qkvo, all, or a regex; repeat for more.")
+@click.option(
+    "--targets",
+    multiple=True,
+    default=("q,v",),
+    show_default=True,
+    help="q k v o up down gate with commas, qkvo, all, or a regex; repeat for more.",
+)
 @click.option("--alpha", type=float, default=None, help="LoRA's alpha for every r.  [default: 2r]")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="On LoRA's input.")
 @click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(r) instead of alpha / r.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Of every configuration.")
 @click.option("--full/--no-full", default=True, show_default=True, help="Full fine-tuning beside it.")
 @click.option("--head/--no-head", default=True, show_default=True, help="Head only beside it.")
-@click.option("--keep-weights/--drop-weights", default=True, show_default=True,
-              help="Keep what was trained; functional rank needs it.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Tables and report.  [default: results/sweep-NAME]")
+@click.option(
+    "--keep-weights/--drop-weights",
+    default=True,
+    show_default=True,
+    help="Keep what was trained; functional rank needs it.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Tables and report.  [default: results/sweep-NAME]"
+)
 @o.model_option
 @o.task_options
 @o.training_options
@@ -37,8 +69,18 @@ _OF_A_STUDY = ("rs", "targets", "alpha", "dropout", "rslora", "seeds", "full", "
 @o.compute_options
 @o.runs_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and stop.")
-def sweep(study_file: Path | None, rs: tuple[int, ...], targets: tuple[str, ...], seeds: int, full: bool, head: bool,
-          keep_weights: bool, out: Path | None, dry_run: bool, **options) -> None:
+def sweep(
+    study_file: Path | None,
+    rs: tuple[int, ...],
+    targets: tuple[str, ...],
+    seeds: int,
+    full: bool,
+    head: bool,
+    keep_weights: bool,
+    out: Path | None,
+    dry_run: bool,
+    **options,
+) -> None:
     """Sweep LoRA's r, with full fine-tuning and head only beside it, and write tables and a report.
 
     From options, or from a study file: its settings then count, and only --data-dir, file, compute and folder options
@@ -52,24 +94,40 @@ def sweep(study_file: Path | None, rs: tuple[int, ...], targets: tuple[str, ...]
 
     if study_file is not None:
         if typed := o.given(*_OF_A_STUDY):
-            raise UsageError(must(", ".join(typed), "be left out beside a study file", study_file,
-                                  "Write it into a copy of the file"))
+            raise UsageError(
+                must(
+                    ", ".join(typed), "be left out beside a study file", study_file, "Write it into a copy of the file"
+                )
+            )
         study = load_study(study_file)
         if study.truncate and not keep_weights:
-            raise UsageError(must("--drop-weights", "be for a study without truncate", study_file,
-                                  "Keep the weights, or set truncate = [] in a copy of the file"))
+            raise UsageError(
+                must(
+                    "--drop-weights",
+                    "be for a study without truncate",
+                    study_file,
+                    "Keep the weights, or set truncate = [] in a copy of the file",
+                )
+            )
     else:
         lora = {"alpha": options["alpha"], "dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds}
         configurations = [Configuration("full", seeds=seeds)] if full else []
         configurations += [Configuration("lora", r=r, targets=t, **lora) for t in targets for r in rs]
         configurations += [Configuration("head", seeds=seeds)] if head else []
         settings = o.study_settings(options)
-        study = Study(settings["task"], tuple(configurations), truncate=("full",) if full and keep_weights else (), **settings)
+        study = Study(
+            settings["task"], tuple(configurations), truncate=("full",) if full and keep_weights else (), **settings
+        )
     with reading() as progress:
         planned = plan_study(study, o.place(options), progress=progress)
     if dry_run:
         plan_lines([planned])
         return
     out = out or Path("results") / f"sweep-{study.name}"
-    run_studies([planned], out, name=f"sweep {study.name}", title=study.question or f"LoRA's r on {planned.runs[0].task.name}",
-                keep_weights=keep_weights)
+    run_studies(
+        [planned],
+        out,
+        name=f"sweep {study.name}",
+        title=study.question or f"LoRA's r on {planned.runs[0].task.name}",
+        keep_weights=keep_weights,
+    )

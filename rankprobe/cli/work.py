@@ -203,7 +203,7 @@ def _without_folders(words: Sequence[str]) -> list[str]:
         elif not equals and option:
             kept.append(option)
         else:
-            # A hub name has a slash too, and it is no folder here; a study that ships is named by its place in the project.
+            # A hub name has a slash too, and is no folder here; a study that ships is named by its place here.
             local = (
                 os.path.isabs(value)
                 or value.startswith((".", "~"))

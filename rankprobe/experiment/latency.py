@@ -66,8 +66,18 @@ class LatencyPlan:
         return self.folder.name
 
 
-def plan_latency(source: ModelSource, runs: Path, *, r: int, targets: str, shapes: tuple[tuple[int, int], ...],
-                 budget_s: float, dtype: str, device: str, threads: int) -> LatencyPlan:
+def plan_latency(
+    source: ModelSource,
+    runs: Path,
+    *,
+    r: int,
+    targets: str,
+    shapes: tuple[tuple[int, int], ...],
+    budget_s: float,
+    dtype: str,
+    device: str,
+    threads: int,
+) -> LatencyPlan:
     """Name the measurement's folder; nothing is written.
 
     Parameters
@@ -107,15 +117,37 @@ def execute_latency(plan: LatencyPlan, *, observer: Observer | None = None, agai
         tables = []
         for i, shape in enumerate(spec.shapes):
             observer.stage("latency", i + 1, len(spec.shapes), f"batch {shape[0]}, length {shape[1]}")
-            tables.append(measure_latency(variants, _inputs(plan), [shape], budget_s=spec.budget_s / len(spec.shapes), aa_width=_AA_WIDTH,
-                                          dtype=spec.dtype, device=spec.device, r=spec.r, targets=spec.targets))
+            tables.append(
+                measure_latency(
+                    variants,
+                    _inputs(plan),
+                    [shape],
+                    budget_s=spec.budget_s / len(spec.shapes),
+                    aa_width=_AA_WIDTH,
+                    dtype=spec.dtype,
+                    device=spec.device,
+                    r=spec.r,
+                    targets=spec.targets,
+                )
+            )
         table = pd.concat(tables, ignore_index=True)
         write_table(plan.folder / LATENCY_FILE, table)
-        record = {"schema": 1, "run_id": plan.run_id, "kind": "latency", "status": "ok", "error": None, "spec": asdict(spec),
-                  "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "git": git_state(), "versions": versions(),
-                  "model": {"name": plan.source.name, "sha256": plan.source.sha256, "architecture": plan.source.architecture},
-                  "device": device_record(spec.device, spec.threads), "weights_kept": False,
-                  "timings": {"total_s": time.perf_counter() - start}, "files": files_of(plan.folder)}
+        record = {
+            "schema": 1,
+            "run_id": plan.run_id,
+            "kind": "latency",
+            "status": "ok",
+            "error": None,
+            "spec": asdict(spec),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "git": git_state(),
+            "versions": versions(),
+            "model": {"name": plan.source.name, "sha256": plan.source.sha256, "architecture": plan.source.architecture},
+            "device": device_record(spec.device, spec.threads),
+            "weights_kept": False,
+            "timings": {"total_s": time.perf_counter() - start},
+            "files": files_of(plan.folder),
+        }
         write_atomic(plan.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
     return table
 
@@ -141,7 +173,13 @@ def build_variants(plan: LatencyPlan) -> dict[str, Callable[[dict], object]]:
             if model is merged:
                 layer.merge()
     unload_lora(merged)
-    models = {"base": base, "base_copy": copy.deepcopy(base), "full": tuned, "lora_merged": merged, "lora_unmerged": unmerged}
+    models = {
+        "base": base,
+        "base_copy": copy.deepcopy(base),
+        "full": tuned,
+        "lora_merged": merged,
+        "lora_unmerged": unmerged,
+    }
     return {name: _caller(model.eval().to(plan.spec.device), plan.spec) for name, model in models.items()}
 
 

@@ -84,7 +84,9 @@ def prepare(spec: RunSpec, source: ModelSource, task: Task) -> Prepared:
         freeze_all_but(model, head)
         if spec.method == "lora":
             sites = target_sites(model_shapes(model), spec.targets)
-            layers = apply_lora(model, sites, spec.r, spec.alpha, dropout=spec.dropout, rslora=spec.rslora, seed=spec.seed)
+            layers = apply_lora(
+                model, sites, spec.r, spec.alpha, dropout=spec.dropout, rslora=spec.rslora, seed=spec.seed
+            )
     return Prepared(model, tokenizer, head, layers)
 
 
@@ -123,8 +125,14 @@ def _save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder
             prepared.model.save_pretrained(folder / MODEL_FOLDER)
             prepared.tokenizer.save_pretrained(folder / MODEL_FOLDER)
     elif spec.method == "lora":
-        save_lora(folder / ADAPTER_FOLDER, prepared.model, prepared.layers, prepared.head, rslora=spec.rslora,
-                  base_model=source.name)
+        save_lora(
+            folder / ADAPTER_FOLDER,
+            prepared.model,
+            prepared.layers,
+            prepared.head,
+            rslora=spec.rslora,
+            base_model=source.name,
+        )
     else:
         parameters = dict(prepared.model.named_parameters())
         save_file({n: parameters[n].detach().cpu().contiguous() for n in sorted(prepared.head)}, folder / HEAD_FILE)
@@ -134,8 +142,9 @@ def load_trained(folder: Path, spec: RunSpec, source: ModelSource, task: Task) -
     """Read a finished run's model back, in evaluation mode."""
     if spec.method == "full":
         problem = "regression" if task.is_regression else "classification"
-        model, tokenizer, _ = load_classifier(find_model(folder / MODEL_FOLDER), max(1, len(task.labels)),
-                                              seed=spec.seed, problem=problem)
+        model, tokenizer, _ = load_classifier(
+            find_model(folder / MODEL_FOLDER), max(1, len(task.labels)), seed=spec.seed, problem=problem
+        )
         pick_attention(model, spec.device)
         return Prepared(model.to(spec.device), tokenizer, head_parameters(model), {})
     model, tokenizer, head = load_base(spec, source, task)

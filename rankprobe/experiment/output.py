@@ -36,17 +36,27 @@ def claim_output(out: Path, plan: dict) -> None:
     if out.is_dir() and any(not p.name.startswith(ours) for p in out.iterdir()):
         earlier = read_plan(out)
         if earlier is None:
-            raise UsageError(must("output folder", f"be empty or hold an earlier {PLAN_FILE}", out, "Pass another --out"))
+            raise UsageError(
+                must("output folder", f"be empty or hold an earlier {PLAN_FILE}", out, "Pass another --out")
+            )
         if earlier.get("name") != plan["name"]:
-            raise UsageError(must("output folder", f"be of {plan['name']!r}", f"{out}, which is of {earlier.get('name')!r}",
-                                  "Pass another --out"))
+            raise UsageError(
+                must(
+                    "output folder",
+                    f"be of {plan['name']!r}",
+                    f"{out}, which is of {earlier.get('name')!r}",
+                    "Pass another --out",
+                )
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
             raise PermissionError(13, "Permission denied")
         write_atomic(out / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise WorkError(must("output folder", "be writable", f"{out} ({error.strerror})", "Pass another --out")) from None
+        raise WorkError(
+            must("output folder", "be writable", f"{out} ({error.strerror})", "Pass another --out")
+        ) from None
 
 
 def read_plan(out: Path) -> dict | None:
@@ -65,5 +75,11 @@ def read_plan(out: Path) -> dict | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UsageError(must(f"{Path(out) / PLAN_FILE}", "be a plan that rankprobe wrote", error,
-                              "Delete it and run the same command again")) from None
+        raise UsageError(
+            must(
+                f"{Path(out) / PLAN_FILE}",
+                "be a plan that rankprobe wrote",
+                error,
+                "Delete it and run the same command again",
+            )
+        ) from None

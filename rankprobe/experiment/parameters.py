@@ -38,7 +38,9 @@ def meta_classifier(config: PretrainedConfig, num_labels: int = 2) -> torch.nn.M
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config)
     except ValueError:
-        raise UsageError(must("model", "have a sequence-classification head", config.model_type, "Pass another --model")) from None
+        raise UsageError(
+            must("model", "have a sequence-classification head", config.model_type, "Pass another --model")
+        ) from None
 
 
 def check_fit(specs: Iterable[RunSpec], source: ModelSource) -> None:
@@ -83,8 +85,12 @@ def parameter_counts(runs: Iterable[PlannedRun]) -> dict[str, int]:
     counts = {}
     for run in runs:
         spec = run.spec
-        table = parameter_table(load_config(str(run.source.path)), num_labels=max(1, len(run.task.labels)),
-                                targets=[spec.targets or "all"], rs=[spec.r or 1]).set_index("method")
+        table = parameter_table(
+            load_config(str(run.source.path)),
+            num_labels=max(1, len(run.task.labels)),
+            targets=[spec.targets or "all"],
+            rs=[spec.r or 1],
+        ).set_index("method")
         counts[run.run_id] = int(table.loc[spec.method, "trainable_params"])
     return counts
 

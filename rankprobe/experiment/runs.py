@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 import time
 import traceback
@@ -18,7 +19,15 @@ import pandas as pd
 from rankprobe.analysis.bootstrap import accuracy
 from rankprobe.analysis.spectrum import spectrum
 from rankprobe.errors import RankprobeError, must
-from rankprobe.experiment.models import Prepared, count_parameters, load_base, prepare, save_trained, set_threads, snapshot
+from rankprobe.experiment.models import (
+    Prepared,
+    count_parameters,
+    load_base,
+    prepare,
+    save_trained,
+    set_threads,
+    snapshot,
+)
 from rankprobe.experiment.provenance import device_record, git_state, versions
 from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, run_id, write_atomic, write_table
 from rankprobe.experiment.study import RunSpec
@@ -30,6 +39,9 @@ from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import Predictions, predict
 from rankprobe.training.train import TrainResult, total_steps, train
 from rankprobe.weights.source import ModelSource
+
+# An absolute path in a message; what stays is its last part.
+_PATH = re.compile(r"(?:/[^\s/:'\"]+)+/([^\s/:'\"]+)")
 
 
 class Observer(Protocol):
@@ -84,7 +96,9 @@ class PlannedRun:
 def plan_run(spec: RunSpec, source: ModelSource, task: Task, runs: Path) -> PlannedRun:
     """Name the run's folder in the store ``runs``; nothing is written."""
     spec = replace(spec, model=source.name, task=task.name)  # --model may have been a path, which no record holds
-    identity = run_id(spec, model_sha256=source.sha256, tokenizer_sha256=source.tokenizer_sha256, task_sha256=task.sha256)
+    identity = run_id(
+        spec, model_sha256=source.sha256, tokenizer_sha256=source.tokenizer_sha256, task_sha256=task.sha256
+    )
     return PlannedRun(spec, source, task, Path(runs) / identity)
 
 
@@ -129,7 +143,8 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
         except Exception as error:
             # The traceback is for this machine's user; the record, which may be published, gets the one line.
             (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            record |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "weights_kept": False, "files": {}}
+            message = _PATH.sub(r"\1", f"{type(error).__name__}: {error}")
+            record |= {"status": "failed", "error": message, "weights_kept": False, "files": {}}
         write_atomic(run.folder / RUN_FILE, json.dumps(_finite(record), indent=1) + "\n")
         return record
 
@@ -138,9 +153,15 @@ def trained_predictions(run: PlannedRun, prepared: Prepared, observer: Observer 
     """The model's predictions on the task's evaluation rows, in the run's dtype."""
     observer = observer or Silent()
     rows = encode(prepared.tokenizer, run.task.eval, run.spec.max_length)
-    return predict(prepared.model, rows, [e.label for e in run.task.eval], prepared.tokenizer.pad_token_id,
-                   regression=run.task.is_regression, dtype=run.spec.dtype,
-                   progress=lambda done, total: observer.stage("evaluate", done, total))
+    return predict(
+        prepared.model,
+        rows,
+        [e.label for e in run.task.eval],
+        prepared.tokenizer.pad_token_id,
+        regression=run.task.is_regression,
+        dtype=run.spec.dtype,
+        progress=lambda done, total: observer.stage("evaluate", done, total),
+    )
 
 
 def task_score(task: Task) -> Callable:
@@ -159,13 +180,30 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
     params = count_parameters(prepared)
     rows = encode(prepared.tokenizer, task.train, spec.max_length)
     result = train(
-        prepared.model, rows, [e.label for e in task.train], prepared.tokenizer.pad_token_id, lr=spec.lr,
-        epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed, warmup_ratio=spec.warmup_ratio,
-        weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, dtype=spec.dtype, regression=task.is_regression,
-        progress=lambda done, total, loss: observer.stage("train", done, total, f"loss {loss:.3f}"))
+        prepared.model,
+        rows,
+        [e.label for e in task.train],
+        prepared.tokenizer.pad_token_id,
+        lr=spec.lr,
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        warmup_ratio=spec.warmup_ratio,
+        weight_decay=spec.weight_decay,
+        clip_norm=spec.clip_norm,
+        dtype=spec.dtype,
+        regression=task.is_regression,
+        progress=lambda done, total, loss: observer.stage("train", done, total, f"loss {loss:.3f}"),
+    )
     write_table(run.folder / "history.csv", pd.DataFrame(result.history))
-    record = {"status": result.status, "error": result.error, "params": params, "metrics": {}, "weights_kept": False,
-              "timings": _timings(result)}
+    record = {
+        "status": result.status,
+        "error": result.error,
+        "params": params,
+        "metrics": {},
+        "weights_kept": False,
+        "timings": _timings(result),
+    }
     if record["status"] == "ok":
         start = time.perf_counter()
         predicted = trained_predictions(run, prepared, observer)
@@ -177,9 +215,17 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
             record |= {"status": "diverged", "error": error}
     if record["status"] == "ok":
         record["metrics"] = _metrics(task, predicted)
-        write_table(run.folder / "predictions.csv", pd.DataFrame({
-            "row": [e.row for e in task.eval], "label": predicted.labels, "prediction": predicted.predictions,
-            "score": predicted.scores}))
+        write_table(
+            run.folder / "predictions.csv",
+            pd.DataFrame(
+                {
+                    "row": [e.row for e in task.eval],
+                    "label": predicted.labels,
+                    "prediction": predicted.predictions,
+                    "score": predicted.scores,
+                }
+            ),
+        )
         if spec.method != "head":
             if prepared.layers:
                 deltas = lora_deltas(prepared.layers)
@@ -198,8 +244,13 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
 
 def _timings(result: TrainResult) -> dict:
     seconds = result.train_time_s
-    return {"train_time_s": seconds, "steps": len(result.history), "tokens": result.tokens,
-            "tokens_per_s": result.tokens / seconds if seconds else 0.0, "peak_memory_bytes": result.peak_memory_bytes}
+    return {
+        "train_time_s": seconds,
+        "steps": len(result.history),
+        "tokens": result.tokens,
+        "tokens_per_s": result.tokens / seconds if seconds else 0.0,
+        "peak_memory_bytes": result.peak_memory_bytes,
+    }
 
 
 def _metrics(task: Task, predicted: Predictions) -> dict:
@@ -212,14 +263,32 @@ def _header(run: PlannedRun) -> dict:
     labels = [e.label for e in task.eval]
     majority = None if task.is_regression else max(labels.count(k) for k in set(labels)) / len(labels)
     return {
-        "schema": 1, "run_id": run.run_id, "kind": "train", "spec": asdict(run.spec),
+        "schema": 1,
+        "run_id": run.run_id,
+        "kind": "train",
+        "spec": asdict(run.spec),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "git": git_state(),
-        "model": {"name": run.source.name, "sha256": run.source.sha256, "tokenizer_sha256": run.source.tokenizer_sha256,
-                  "architecture": run.source.architecture},
-        "task": {"name": task.name, "sha256": task.sha256, "eval_sha256": task.eval_sha256, "n_train": len(task.train),
-                 "n_eval": len(task.eval), "split": task.split, "labels": list(task.labels), "metrics": list(task.metrics), "majority": majority},
-        "versions": versions(), "device": device_record(run.spec.device, run.spec.threads), "seed": run.spec.seed,
+        "model": {
+            "name": run.source.name,
+            "sha256": run.source.sha256,
+            "tokenizer_sha256": run.source.tokenizer_sha256,
+            "architecture": run.source.architecture,
+        },
+        "task": {
+            "name": task.name,
+            "sha256": task.sha256,
+            "eval_sha256": task.eval_sha256,
+            "n_train": len(task.train),
+            "n_eval": len(task.eval),
+            "split": task.split,
+            "labels": list(task.labels),
+            "metrics": list(task.metrics),
+            "majority": majority,
+        },
+        "versions": versions(),
+        "device": device_record(run.spec.device, run.spec.threads),
+        "seed": run.spec.seed,
         "analysis": {},
     }
 

@@ -104,7 +104,9 @@ class Configuration:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise UsageError(must("method", f"be one of {', '.join(METHODS)}", self.method, nearest(self.method, METHODS)))
+            raise UsageError(
+                must("method", f"be one of {', '.join(METHODS)}", self.method, nearest(self.method, METHODS))
+            )
         if self.seeds < 1:
             raise UsageError(must("seeds", "be at least 1", self.seeds, "Pass --seeds 1 or more"))
         if self.lr is not None and not 0 < self.lr < math.inf:
@@ -119,8 +121,14 @@ class Configuration:
             object.__setattr__(self, "targets", canonical_targets("q,v" if self.targets is None else self.targets))
             object.__setattr__(self, "alpha", float(self.alpha if self.alpha is not None else 2 * self.r))
         elif given := [f for f in _LORA_FIELDS if getattr(self, f) not in (None, 0.0, False)]:
-            raise UsageError(must(" and ".join(given), "be left out unless the method is lora",
-                                  f"the method {self.method}", "Leave them out, or choose lora"))
+            raise UsageError(
+                must(
+                    " and ".join(given),
+                    "be left out unless the method is lora",
+                    f"the method {self.method}",
+                    "Leave them out, or choose lora",
+                )
+            )
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,14 @@ class Study:
     truncate: tuple[str, ...] = field(default=("full",))
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("max_length", 8), ("train_size", 0), ("eval_size", 0), ("seed", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("max_length", 8),
+            ("train_size", 0),
+            ("eval_size", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(must(name, f"be at least {least}", getattr(self, name), f"Raise {name}"))
         for name in ("warmup_ratio", "model_dropout"):
@@ -158,8 +173,14 @@ class Study:
         if self.seed > MAX_SEED:
             raise UsageError(must("seed", f"be at most {MAX_SEED}", self.seed, "Pass a smaller one"))
         if not _STUDY_NAME.fullmatch(self.name):
-            raise UsageError(must("a study's name", "have no slash and not begin with a dot", repr(self.name),
-                                  "Choose another: a folder is named after it"))
+            raise UsageError(
+                must(
+                    "a study's name",
+                    "have no slash and not begin with a dot",
+                    repr(self.name),
+                    "Choose another: a folder is named after it",
+                )
+            )
         if not self.configurations:
             raise UsageError(must("a study", "compare at least one configuration", "none", "Add [[configurations]]"))
         for text in self.truncate:
@@ -179,16 +200,38 @@ class Study:
             for c in self.configurations:
                 if repeat < c.seeds:
                     lr = c.lr if c.lr is not None else default_lr(c.method, c.r)
-                    specs.append(RunSpec(
-                        self.model, self.task, self.split, c.method, c.r, c.alpha, c.targets, c.dropout, c.rslora,
-                        self.model_dropout, lr, self.epochs, self.batch_size, self.warmup_ratio, self.weight_decay,
-                        self.clip_norm, self.train_size, self.eval_size, self.max_length, self.seed + repeat, dtype,
-                        device, threads))
+                    specs.append(
+                        RunSpec(
+                            self.model,
+                            self.task,
+                            self.split,
+                            c.method,
+                            c.r,
+                            c.alpha,
+                            c.targets,
+                            c.dropout,
+                            c.rslora,
+                            self.model_dropout,
+                            lr,
+                            self.epochs,
+                            self.batch_size,
+                            self.warmup_ratio,
+                            self.weight_decay,
+                            self.clip_norm,
+                            self.train_size,
+                            self.eval_size,
+                            self.max_length,
+                            self.seed + repeat,
+                            dtype,
+                            device,
+                            threads,
+                        )
+                    )
         return list(dict.fromkeys(specs))
 
 
 def load_study(path: Path) -> Study:
-    """Read ``study.toml``. In ``[[configurations]]`` ``r``, ``lr`` and ``targets`` may be lists: all combinations are meant.
+    """Read ``study.toml``. Where a value in ``[[configurations]]`` is a list, all combinations are meant.
 
     Raises
     ------
@@ -213,8 +256,9 @@ def study_from(table: Mapping, where: str) -> Study:
     configurations = []
     rows = table.pop("configurations", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UsageError(must(f"configurations in {where}", "be a list of tables", repr(rows),
-                              "Write [[configurations]] above each"))
+        raise UsageError(
+            must(f"configurations in {where}", "be a list of tables", repr(rows), "Write [[configurations]] above each")
+        )
     for row in rows:
         if "method" not in row:
             next_step = f"Add one of {', '.join(METHODS)}"
@@ -227,7 +271,14 @@ def study_from(table: Mapping, where: str) -> Study:
     study = Study(configurations=tuple(configurations), **_checked(Study, table, where))
     for text in study.truncate if "truncate" in table else ():
         if parse_configuration(text) not in {(c.method, c.r) for c in configurations}:
-            raise UsageError(must(f"truncate in {where}", "name configurations of the study", repr(text), "Correct it, or add that one"))
+            raise UsageError(
+                must(
+                    f"truncate in {where}",
+                    "name configurations of the study",
+                    repr(text),
+                    "Correct it, or add that one",
+                )
+            )
     return study
 
 

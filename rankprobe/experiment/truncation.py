@@ -74,7 +74,9 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
     points = []
     for point in truncation_curve(W0, W1, updates, evaluate, score, head=trained.head, ks=ks, rules=rules):
         points.append(point)
-        observer.stage("truncate", len(points), len(ks) * len(rules), f"k={point.k} {task.metrics[0]} {point.score:.3f}")
+        observer.stage(
+            "truncate", len(points), len(ks) * len(rules), f"k={point.k} {task.metrics[0]} {point.score:.3f}"
+        )
         write_table(run.folder / CURVE_FILE, pd.DataFrame([p.row() for p in points]))
     ranks = pd.DataFrame([found.row() for found in functional_ranks(points, score)])
     write_table(run.folder / RANK_FILE, ranks)

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): W0 frozen, ``dW = scaling * B @ A`` trained.
 
-A target inside a fused matrix (q and v of GPT-2's ``c_attn``) gets factors of its own, as the paper's code does. On disk
-they are stacked into one adapter of the fused module, which PEFT reads as such.
+A target inside a fused matrix (q and v of GPT-2's ``c_attn``) gets factors of its own, as the paper's code does. On
+disk they are stacked into one adapter of the fused module, which PEFT reads as such.
 """
 
 from __future__ import annotations
@@ -47,8 +47,16 @@ class LoRALayer(nn.Module):
         Zero at start, so that dW = 0.
     """
 
-    def __init__(self, base: nn.Module, sites: list[WeightSite], r: int, alpha: float, rslora: bool, dropout: float,
-                 generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        sites: list[WeightSite],
+        r: int,
+        alpha: float,
+        rslora: bool,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
         self.base, self.sites = base, sites
         self.r, self.alpha, self.rslora, self.dropout = r, alpha, rslora, dropout
@@ -72,7 +80,7 @@ class LoRALayer(nn.Module):
         if self.merged:
             return out
         h = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        for site, A, B in zip(self.sites, self.A, self.B):
+        for site, A, B in zip(self.sites, self.A, self.B, strict=True):
             update = F.linear(F.linear(h, A), B)
             if site.rows is None:
                 out = torch.add(out, update, alpha=self.scaling)
@@ -86,7 +94,7 @@ class LoRALayer(nn.Module):
         if self.merged:
             return
         W0 = self.base.weight.detach().clone()
-        for site, A, B in zip(self.sites, self.A, self.B):
+        for site, A, B in zip(self.sites, self.A, self.B, strict=True):
             dW = self.scaling * (B.double() @ A.double())
             site.set_(self.base.weight, site.get(W0).double() + dW)
         self._W0 = W0
@@ -108,7 +116,7 @@ class LoRALayer(nn.Module):
         parts = len(self.sites)
         out_features = self.base.weight.shape[1 if self.sites[0].transposed else 0]
         B = torch.zeros(out_features, parts * self.r)
-        for i, (site, part) in enumerate(zip(self.sites, self.B)):
+        for i, (site, part) in enumerate(zip(self.sites, self.B, strict=True)):
             B[slice(*site.rows), i * self.r : (i + 1) * self.r] = part.data.cpu()
         alpha = self.alpha * (math.sqrt(parts) if self.rslora else parts)
         return Factors(B, torch.cat([a.data for a in self.A]), alpha, self.scaling)
@@ -127,8 +135,16 @@ def check_rank(r: int, sites: list[WeightSite]) -> None:
         raise UsageError(must("r", f"be from 1 to min(m, n) = {largest} (of {tight.name})", r, "Pass another --r"))
 
 
-def apply_lora(model: nn.Module, sites: list[WeightSite], r: int, alpha: float, *, dropout: float = 0.0,
-               rslora: bool = False, seed: int = 0) -> dict[str, LoRALayer]:
+def apply_lora(
+    model: nn.Module,
+    sites: list[WeightSite],
+    r: int,
+    alpha: float,
+    *,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    seed: int = 0,
+) -> dict[str, LoRALayer]:
     """Replace every target's layer by a :class:`LoRALayer`, in place.
 
     Parameters
@@ -178,9 +194,18 @@ def load_lora(model: nn.Module, adapter: Adapter) -> dict[str, LoRALayer]:
         site = sites.get(path)
         expected = (f.B.shape[0], f.A.shape[1])
         if site is None or site.shape != expected:
-            raise UsageError(must(path, f"be a {expected} weight of the model", site and site.shape, "Pass the adapter's own base"))
-        layer = LoRALayer(model.get_submodule(path), [site], f.A.shape[0], f.alpha,
-                          bool(adapter.config.get("use_rslora")), 0.0, torch.Generator())
+            raise UsageError(
+                must(path, f"be a {expected} weight of the model", site and site.shape, "Pass the adapter's own base")
+            )
+        layer = LoRALayer(
+            model.get_submodule(path),
+            [site],
+            f.A.shape[0],
+            f.alpha,
+            bool(adapter.config.get("use_rslora")),
+            0.0,
+            torch.Generator(),
+        )
         layer.A[0].data.copy_(f.A)
         layer.B[0].data.copy_(f.B)
         _replace(model, path, layer)
@@ -188,8 +213,14 @@ def load_lora(model: nn.Module, adapter: Adapter) -> dict[str, LoRALayer]:
     parameters = dict(model.named_parameters())
     for name, tensor in adapter.saved.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
-            raise UsageError(must(name, "be a parameter of the model with the adapter's shape", tuple(tensor.shape),
-                                  "Pass the adapter's own base and number of labels"))
+            raise UsageError(
+                must(
+                    name,
+                    "be a parameter of the model with the adapter's shape",
+                    tuple(tensor.shape),
+                    "Pass the adapter's own base and number of labels",
+                )
+            )
         parameters[name].data.copy_(tensor)
     return layers
 
@@ -209,25 +240,40 @@ def lora_deltas(layers: Mapping[str, LoRALayer]) -> Iterator[Delta]:
     """The updates as factors, one Delta a site; a fused matrix adapted whole yields q, k and v."""
     for layer in layers.values():
         W0 = layer._W0 if layer.merged else layer.base.weight.detach()
-        for site, A, B in zip(layer.sites, layer.A, layer.B):
-            if site.kind == "qkv":
-                parts = weight_sites({site.parameter: tuple(W0.shape)})
-            else:
-                parts = [site]
+        for site, A, B in zip(layer.sites, layer.A, layer.B, strict=True):
+            parts = weight_sites({site.parameter: tuple(W0.shape)}) if site.kind == "qkv" else [site]
             for part in parts:
                 rows = slice(None) if site.kind != "qkv" else slice(*part.rows)
-                yield Delta(part.name, part.layer, part.kind, part.shape, dtype_name(W0), dtype_name(B),
-                            float(part.get(W0).double().norm()), B=B.detach()[rows], A=A.detach(), scaling=layer.scaling)
+                yield Delta(
+                    part.name,
+                    part.layer,
+                    part.kind,
+                    part.shape,
+                    dtype_name(W0),
+                    dtype_name(B),
+                    float(part.get(W0).double().norm()),
+                    B=B.detach()[rows],
+                    A=A.detach(),
+                    scaling=layer.scaling,
+                )
 
 
-def save_lora(folder, model: nn.Module, layers: Mapping[str, LoRALayer], head: set[str], *, rslora: bool,
-              base_model: str) -> None:
+def save_lora(
+    folder, model: nn.Module, layers: Mapping[str, LoRALayer], head: set[str], *, rslora: bool, base_model: str
+) -> None:
     """Write the model's LoRA factors and head as a PEFT adapter."""
     parameters = dict(model.named_parameters())
     layer = next(iter(layers.values()))
-    save_adapter(folder, {path: layer.factors() for path, layer in layers.items()}, {n: parameters[n].data for n in sorted(head)},
-                 rslora=rslora, dropout=layer.dropout, fan_in_fan_out=layer.sites[0].transposed,
-                 modules_to_save=head_modules(model, head), base_model=base_model)
+    save_adapter(
+        folder,
+        {path: layer.factors() for path, layer in layers.items()},
+        {n: parameters[n].data for n in sorted(head)},
+        rslora=rslora,
+        dropout=layer.dropout,
+        fan_in_fan_out=layer.sites[0].transposed,
+        modules_to_save=head_modules(model, head),
+        base_model=base_model,
+    )
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

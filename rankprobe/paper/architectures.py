@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 # Sizes as in the models' published config.json; the rest are the classes' defaults, which are these models' own.
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 _SIZES = {
-    "roberta-base": ("RobertaConfig", {**_ROBERTA, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-                                       "intermediate_size": 3072}),
-    "roberta-large": ("RobertaConfig", {**_ROBERTA, "hidden_size": 1024, "num_hidden_layers": 24,
-                                        "num_attention_heads": 16, "intermediate_size": 4096}),
+    "roberta-base": (
+        "RobertaConfig",
+        {**_ROBERTA, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    ),
+    "roberta-large": (
+        "RobertaConfig",
+        {
+            **_ROBERTA,
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        },
+    ),
     "gpt2-medium": ("GPT2Config", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
     "gpt2-large": ("GPT2Config", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
 }

@@ -68,8 +68,17 @@ NEEDS: dict[str, Needs] = {
     r"dw-low-rank-by-energy": Needs(("full",)),
     r"dw-low-rank-by-function": Needs(("full",), functional_rank=True),
 }
-_EXAMPLES = ("vignette-parameters", "lora-equals-full", "small-r1-vs-full", "small-r1-vs-r8", "trainable-parameters",
-             "merged-latency", "unmerged-latency", "dw-low-rank-by-energy", "dw-low-rank-by-function")
+_EXAMPLES = (
+    "vignette-parameters",
+    "lora-equals-full",
+    "small-r1-vs-full",
+    "small-r1-vs-r8",
+    "trainable-parameters",
+    "merged-latency",
+    "unmerged-latency",
+    "dw-low-rank-by-energy",
+    "dw-low-rank-by-function",
+)
 
 
 def load_scale(name: str, *, seed: int = 0) -> Scale:
@@ -101,7 +110,9 @@ def needs_of(claim: str) -> Needs:
         if found := re.fullmatch(pattern, claim):
             rs = tuple(int(group) for group in found.groups() if group and group.isdigit())
             return replace(needs, rs=rs) if rs else needs
-    raise UsageError(must("--only", f"be a claim such as {', '.join(_EXAMPLES)}", repr(claim), nearest(claim, _EXAMPLES)))
+    raise UsageError(
+        must("--only", f"be a claim such as {', '.join(_EXAMPLES)}", repr(claim), nearest(claim, _EXAMPLES))
+    )
 
 
 def only_what_is_needed(planned: PlannedStudy, needs: Needs) -> PlannedStudy:

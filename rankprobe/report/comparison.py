@@ -25,7 +25,7 @@ _ORDER = {"full": 0, "lora": 1, "head": 9}
 
 
 def comparisons(runs: list[dict]) -> list[list[dict]]:
-    """Training runs, parted so that inside a part the model, the rows and the machine's dtype, device and threads are equal.
+    """Training runs, parted so that inside a part model, rows, dtype, device and threads are equal.
 
     Parameters
     ----------

@@ -245,7 +245,7 @@ def _merged(runs: list[dict], name: str, keys: tuple[str, ...] = ("run_id", "met
     for run in runs:
         path = Path(run["path"]) / name
         if path.exists():
-            # In functional_rank.csv "method" is that of the interval; in a table of many runs it is how each was trained.
+            # functional_rank.csv's "method" is the interval's; in a table of many runs it is how each was trained.
             table = pd.read_csv(path).rename(columns={"method": "ci_method"})
             for place, key in enumerate(keys):
                 table.insert(place, key, run["run_id"] if key == "run_id" else run["spec"].get(key))

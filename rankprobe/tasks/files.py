@@ -86,7 +86,9 @@ def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
         raise UsageError(must("--train and --eval", "be two files", str(spec.eval), "Keep rows apart to evaluate on"))
     columns = [str(name).strip() for name in (spec.label, spec.text, spec.text_b) if name is not None]
     if len(set(columns)) < len(columns):
-        raise UsageError(must("--label, --text and --text-b", "be different columns", ", ".join(columns), "Name the right ones"))
+        raise UsageError(
+            must("--label, --text and --text-b", "be different columns", ", ".join(columns), "Name the right ones")
+        )
     train, evaluation = _read(spec, train_path), _read(spec, eval_path)
     labels = () if spec.regression else _classes(train_path, train)
     splits = []
@@ -164,8 +166,14 @@ def scores_of(path: Path, records: Sequence[Record], asked_by: str) -> list[floa
         except ValueError:
             value = float("nan")
         if not isfinite(value):
-            raise UsageError(must(f"The label on line {record.line} of {path}", "be a finite number",
-                                  repr(record.values[0]), f"Correct it, or leave {asked_by} out for classes"))
+            raise UsageError(
+                must(
+                    f"The label on line {record.line} of {path}",
+                    "be a finite number",
+                    repr(record.values[0]),
+                    f"Correct it, or leave {asked_by} out for classes",
+                )
+            )
         scores.append(value)
     return scores
 
@@ -178,13 +186,25 @@ def _read(spec: FileSpec, path: Path) -> list[Record]:
 def _classes(path: Path, records: Sequence[Record]) -> tuple[str, ...]:
     for record in records:
         if not record.values[0].strip():
-            raise UsageError(must(f"The label on line {record.line} of {path}", "not be empty", repr(record.values[0]),
-                                  "Fill it in, or remove the row"))
+            raise UsageError(
+                must(
+                    f"The label on line {record.line} of {path}",
+                    "not be empty",
+                    repr(record.values[0]),
+                    "Fill it in, or remove the row",
+                )
+            )
     names = {record.values[0].strip() for record in records}
     if len(names) > _FEW_CLASSES and 2 * len(names) > len(records):
         got = f"{len(names)} different labels in {len(records)} rows, {min(names)!r} one of them"
-        raise UsageError(must(f"The label column of {path}", "hold classes", got,
-                              "Pass --regression if they are scores, or another --label"))
+        raise UsageError(
+            must(
+                f"The label column of {path}",
+                "hold classes",
+                got,
+                "Pass --regression if they are scores, or another --label",
+            )
+        )
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:
@@ -194,5 +214,11 @@ def _classes(path: Path, records: Sequence[Record]) -> tuple[str, ...]:
 def need_two_labels(what: object, labels: Sequence[float]) -> None:
     """Raise UsageError where all labels are the same: what is measured on such rows says nothing."""
     if len(set(labels)) < 2:
-        raise UsageError(must(f"{what}", "have rows of at least two labels", f"one label in {len(labels)} rows",
-                              "Check --label, and shuffle a file that is sorted by label"))
+        raise UsageError(
+            must(
+                f"{what}",
+                "have rows of at least two labels",
+                f"one label in {len(labels)} rows",
+                "Check --label, and shuffle a file that is sorted by label",
+            )
+        )

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _GROUP = 50
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[dict[str, list[int]]]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int
+) -> list[dict[str, list[int]]]:
     """Token ids of every example (both texts), cut to ``max_length`` tokens, without padding."""
     if not examples:
         return []

@@ -1,4 +1,4 @@
-"""Which dtype the products run in. Decided by what the hardware has, never by a timing, so that a plan is repeatable."""
+"""Which dtype products run in: decided by what the hardware has, never by a timing, so that a plan is repeatable."""
 
 from __future__ import annotations
 

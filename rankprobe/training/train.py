@@ -156,14 +156,18 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             result.tokens += sum(lengths[i] for i in index)
-            result.history.append({"step": step, "epoch": epoch + 1, "loss": value, "lr": lr_now, "grad_norm": grad_norm})
+            result.history.append(
+                {"step": step, "epoch": epoch + 1, "loss": value, "lr": lr_now, "grad_norm": grad_norm}
+            )
             smoothed = value if math.isnan(smoothed) else smoothed + (value - smoothed) / min(step, _SMOOTHING_STEPS)
             if step == min(_SMOOTHING_STEPS, total):
                 first = smoothed
             # A constant guess costs ln(classes): below that a small start is not a blow-up.
             floor = 1.0 if regression else math.log(max(2, out.shape[-1]))
             if smoothed > _BLOWN_UP * max(first, floor):
-                message = _diverged("loss", f"stay under {_BLOWN_UP:g} times its start {first:.3g}", f"{smoothed:.3g} at step {step}")
+                message = _diverged(
+                    "loss", f"stay under {_BLOWN_UP:g} times its start {first:.3g}", f"{smoothed:.3g} at step {step}"
+                )
                 return _finish(result, start, device, message)
             if progress:
                 progress(step, total, smoothed)

@@ -143,7 +143,9 @@ def load_adapter(folder: Path) -> Adapter:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(must("adapter", f"be a folder with {CONFIG_FILE}", folder, "Pass PEFT's output folder")) from None
+        raise UsageError(
+            must("adapter", f"be a folder with {CONFIG_FILE}", folder, "Pass PEFT's output folder")
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(must(CONFIG_FILE, "be JSON", error, "Save the adapter again")) from None
     if config.get("peft_type") != "LORA":
@@ -159,8 +161,14 @@ def load_adapter(folder: Path) -> Adapter:
             path = name.removesuffix(".lora_A.weight")
             B = names.get(f"{path}.lora_B.weight")
             if B is None or B.shape[1] != tensor.shape[0]:
-                raise UsageError(must(f"{path}.lora_B.weight", f"have shape (out, {tensor.shape[0]})",
-                                      "nothing" if B is None else tuple(B.shape), "Save the adapter again"))
+                raise UsageError(
+                    must(
+                        f"{path}.lora_B.weight",
+                        f"have shape (out, {tensor.shape[0]})",
+                        "nothing" if B is None else tuple(B.shape),
+                        "Save the adapter again",
+                    )
+                )
             r = tensor.shape[0]
             alpha = float(_by_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
             factors[path] = Factors(B, tensor, alpha, scaling_of(alpha, r, bool(config.get("use_rslora"))))

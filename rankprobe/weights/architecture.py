@@ -194,8 +194,8 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
     shapes : mapping of str to shape
         The model's parameters.
     targets : str
-        Short names (``q,v``, ``qkvo``, ``all``) or a regular expression searched for in module paths. A short name takes
-        its part of a fused matrix, a regex takes a fused matrix whole, as PEFT does.
+        Short names (``q,v``, ``qkvo``, ``all``) or a regular expression searched for in module paths. A short name
+        takes its part of a fused matrix, a regex takes a fused matrix whole, as PEFT does.
 
     Raises
     ------
@@ -211,19 +211,32 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
         missing = [] if targets.strip() == "all" else [k for k in kinds if k not in there]
         if missing:
             has = ", ".join(k for k in BLOCK_KINDS if k in there) or "none of them"
-            raise UsageError(must("targets", f"name matrices that the model has ({has})", ",".join(missing),
-                                  "Pass some of those or a regular expression on module paths"))
+            raise UsageError(
+                must(
+                    "targets",
+                    f"name matrices that the model has ({has})",
+                    ",".join(missing),
+                    "Pass some of those or a regular expression on module paths",
+                )
+            )
         return [s for s in sites if s.kind in kinds]
     try:
         pattern = re.compile(targets)
     except re.error as error:
-        raise UsageError(must("targets", "be short names (q k v o up down gate) or a regular expression",
-                              f"{targets!r} ({error})", "Correct the expression")) from None
+        raise UsageError(
+            must(
+                "targets",
+                "be short names (q k v o up down gate) or a regular expression",
+                f"{targets!r} ({error})",
+                "Correct the expression",
+            )
+        ) from None
     sites = [s for s in block_sites(shapes, fused=True) if pattern.search(s.module)]
     if not sites:
         modules = sorted({re.sub(r"\.\d+\.", ".N.", s.module) for s in block_sites(shapes, fused=True)})
         near = difflib.get_close_matches(targets, modules + list(BLOCK_KINDS), n=1, cutoff=0.3)
         hint = f"Did you mean {near[0]!r}?" if near else "Pass q,v, say"
-        raise UsageError(must("targets", f"match a linear weight of the model ({', '.join(modules[:8])})",
-                              repr(targets), hint))
+        raise UsageError(
+            must("targets", f"match a linear weight of the model ({', '.join(modules[:8])})", repr(targets), hint)
+        )
     return sites

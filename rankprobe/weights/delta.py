@@ -55,7 +55,9 @@ class Delta:
             raise UsageError(must(f"{self.name}", "have either dW or both B and A", "neither or both", "Pass one form"))
         held = tuple(self.dW.shape) if self.dW is not None else (self.B.shape[0], self.A.shape[1])
         if held != tuple(self.shape):
-            raise UsageError(must(f"{self.name}", f"have the shape {tuple(self.shape)}", held, "Pass (out, in) matrices"))
+            raise UsageError(
+                must(f"{self.name}", f"have the shape {tuple(self.shape)}", held, "Pass (out, in) matrices")
+            )
 
     @property
     def source(self) -> str:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "results" / "learning-rates" / "tables" / "runs.csv"
 CHOSEN = ROOT / "rankprobe" / "experiment" / "learning_rates.toml"
 HEADER = """\
-# Peak learning rates, written by studies/learning-rates/choose.py from results/learning-rates/tables/runs.csv: the lowest
-# loss on docmatch's tuning rows. LoRA's are for alpha = 2r on q,v; an r between two of these takes the nearest in log2 r.
+# Peak learning rates, written by studies/learning-rates/choose.py from results/learning-rates/tables/runs.csv: the
+# lowest loss on docmatch's tuning rows. LoRA's are for alpha = 2r on q,v; an r between takes the nearest in log2 r.
 """
 
 

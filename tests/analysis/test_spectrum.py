@@ -32,9 +32,24 @@ def test_closed_form():
     assert row["fro_norm"] == pytest.approx(math.sqrt(5))
     assert row["relative_change"] == pytest.approx(math.sqrt(5) / 10)
     assert row["unchanged_fraction"] == 22 / 24
-    expected = {"name": "a.0.query.weight", "layer": 0, "kind": "q", "m": 4, "n": 6, "source": "dense", "sigma_max": 2,
-                "stable_rank": 1.25, "energy_rank_50": 1, "energy_rank_90": 2, "energy_rank_95": 2, "energy_rank_99": 2,
-                "numerical_rank": 2, "residual": 0, "dtype_base": "float32", "dtype_tuned": "float32"}
+    expected = {
+        "name": "a.0.query.weight",
+        "layer": 0,
+        "kind": "q",
+        "m": 4,
+        "n": 6,
+        "source": "dense",
+        "sigma_max": 2,
+        "stable_rank": 1.25,
+        "energy_rank_50": 1,
+        "energy_rank_90": 2,
+        "energy_rank_95": 2,
+        "energy_rank_99": 2,
+        "numerical_rank": 2,
+        "residual": 0,
+        "dtype_base": "float32",
+        "dtype_tuned": "float32",
+    }
     assert {key: row[key] for key in expected} == expected
     assert spectra.to_dict("list") == {"name": ["a.0.query.weight"] * 4, "index": [1, 2, 3, 4], "sigma": [2, 1, 0, 0]}
 
@@ -130,14 +145,20 @@ def test_tables_survive_csv(tmp_path):
 
 
 def test_medians_by_kind_and_by_layer():
-    ranks, _ = spectrum([
-        dense(torch.diag(torch.tensor(d)), f"w{i}", i, kind)
-        for i, (d, kind) in enumerate([([1.0, 0.0, 0.0], "v"), ([1.0, 1.0, 0.0], "q"), ([1.0, 1.0, 1.0], "v")])
-    ])
+    ranks, _ = spectrum(
+        [
+            dense(torch.diag(torch.tensor(d)), f"w{i}", i, kind)
+            for i, (d, kind) in enumerate([([1.0, 0.0, 0.0], "v"), ([1.0, 1.0, 0.0], "q"), ([1.0, 1.0, 1.0], "v")])
+        ]
+    )
     table = medians(ranks)
     assert table.kind.tolist() == ["v", "q"] and table.matrices.tolist() == [2, 1]
     assert table.stable_rank.tolist() == [2.0, 2.0] and table.numerical_rank.tolist() == [2.0, 2.0]
-    assert medians(ranks, "layer")[["layer", "matrices", "stable_rank"]].values.tolist() == [[0, 1, 1], [1, 1, 2], [2, 1, 3]]
+    assert medians(ranks, "layer")[["layer", "matrices", "stable_rank"]].values.tolist() == [
+        [0, 1, 1],
+        [1, 1, 2],
+        [2, 1, 3],
+    ]
 
 
 def test_bad_updates_are_named():

@@ -39,8 +39,15 @@ def test_scales_load_and_shift_their_seeds(name):
 def test_small_has_the_seeds_that_its_verdicts_need():
     (study,) = load_scale("small").studies
     seeds = {(c.method, c.r): c.seeds for c in study.configurations}
-    assert seeds == {("full", None): 3, ("lora", 1): 3, ("lora", 8): 3, ("head", None): 1,
-                     ("lora", 2): 1, ("lora", 4): 1, ("lora", 64): 1}
+    assert seeds == {
+        ("full", None): 3,
+        ("lora", 1): 3,
+        ("lora", 8): 3,
+        ("head", None): 1,
+        ("lora", 2): 1,
+        ("lora", 4): 1,
+        ("lora", 64): 1,
+    }
 
 
 def test_every_claim_of_the_table_can_be_asked_for_alone():
@@ -53,12 +60,15 @@ def test_every_claim_of_the_table_can_be_asked_for_alone():
     assert len(NEEDS) <= len(claims)
 
 
-@pytest.mark.parametrize("claim, expected", [
-    ("small-r1-vs-r8", {("full", None), ("head", None), ("lora", 1), ("lora", 8)}),
-    ("small-r2-vs-full", {("full", None), ("head", None), ("lora", 2)}),
-    ("dw-low-rank-by-energy", {("full", None)}),
-    ("merged-latency-b1-l32", set()),
-])
+@pytest.mark.parametrize(
+    "claim, expected",
+    [
+        ("small-r1-vs-r8", {("full", None), ("head", None), ("lora", 1), ("lora", 8)}),
+        ("small-r2-vs-full", {("full", None), ("head", None), ("lora", 2)}),
+        ("dw-low-rank-by-energy", {("full", None)}),
+        ("merged-latency-b1-l32", set()),
+    ],
+)
 def test_a_claim_needs_its_own_runs_only(tmp_path, claim, expected):
     from rankprobe.experiment.runs import plan_run
     from rankprobe.experiment.sweep import PlannedStudy
@@ -94,7 +104,9 @@ def test_every_commands_examples_parse():
 
     for name in main.list_commands(None):
         command = main.get_command(None, name)
-        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("rankprobe ")]
+        examples = [
+            line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("rankprobe ")
+        ]
         assert examples, name
         for example in examples:
             words = shlex.split(example)[2:]

@@ -1,4 +1,4 @@
-"""Runs from end to end on tiny models: what a run folder holds, that it is repeatable, and that the truncation ends agree."""
+"""Runs from end to end on tiny models: what a folder holds, that it is repeatable, that truncation's ends agree."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,10 @@ def planned(tmp_path, task, *configurations, kind="bert", truncate=()):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("configuration", [Configuration("full", lr=1e-3), Configuration("lora", r=2, lr=1e-2), Configuration("head", lr=1e-2)])
+@pytest.mark.parametrize(
+    "configuration",
+    [Configuration("full", lr=1e-3), Configuration("lora", r=2, lr=1e-2), Configuration("head", lr=1e-2)],
+)
 def test_a_run_of_every_method_on_every_architecture(tmp_path, task, kind, configuration):
     run = planned(tmp_path, task, configuration, kind=kind).runs[0]
     record = execute(run)
@@ -110,7 +113,9 @@ def test_a_mistake_leaves_no_record(tmp_path, task):
     assert finished(run.folder) is None
 
 
-@pytest.mark.parametrize("configuration", [Configuration("full", lr=3e-3), Configuration("lora", r=4, targets="all", lr=2e-2)])
+@pytest.mark.parametrize(
+    "configuration", [Configuration("full", lr=3e-3), Configuration("lora", r=4, targets="all", lr=2e-2)]
+)
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_truncation_ends_are_the_run_and_the_base_weights(tmp_path, task, configuration, kind):
     run = planned(tmp_path, task, configuration, kind=kind).runs[0]
@@ -118,7 +123,9 @@ def test_truncation_ends_are_the_run_and_the_base_weights(tmp_path, task, config
     ranks = measure_truncation(run)
     curve = pd.read_csv(run.folder / "truncation.csv")
     tuned = curve[curve["rule"] == "rest_tuned"].set_index("k")["accuracy"]
-    assert tuned.iloc[-1] == pytest.approx(record["metrics"]["accuracy"], abs=1 / 60 + 1e-9), "k = p is the run's own model"
+    assert tuned.iloc[-1] == pytest.approx(record["metrics"]["accuracy"], abs=1 / 60 + 1e-9), (
+        "k = p is the run's own model"
+    )
     rules = {"full": {"rest_tuned", "rest_base"}, "lora": {"rest_tuned"}}[configuration.method]
     assert tuned.index[0] == 0 and set(ranks["q"]) == {0.9, 0.99} and set(ranks["rule"]) == rules == set(curve["rule"])
 
@@ -139,7 +146,9 @@ def test_counts_agree_with_the_meta_device(tmp_path, task):
 
     run = planned(tmp_path, task, Configuration("lora", r=2, lr=1e-2)).runs[0]
     counted = count_parameters(prepare(run.spec, run.source, task))
-    table = parameter_table(load_config(str(tmp_path / "base")), num_labels=2, targets=["q,v"], rs=[2]).set_index("method")
+    table = parameter_table(load_config(str(tmp_path / "base")), num_labels=2, targets=["q,v"], rs=[2]).set_index(
+        "method"
+    )
     assert counted["method"] == table.loc["lora", "method_params"] == 2 * 4 * 2 * 32
     assert counted["head"] == table.loc["lora", "head_params"] and counted["total"] == table.loc["full", "total_params"]
 

@@ -16,8 +16,21 @@ from rankprobe.experiment.store import files_of, finished, load_runs, lock, read
 def record(folder, **change):
     folder.mkdir(exist_ok=True)
     (folder / "predictions.csv").write_text("row,label\n")
-    content = {"schema": 1, "run_id": folder.name, "kind": "train", "status": "ok", "weights_kept": False, "spec": {},
-               "model": {}, "task": {}, "params": {}, "metrics": {}, "timings": {}, "files": files_of(folder), **change}
+    content = {
+        "schema": 1,
+        "run_id": folder.name,
+        "kind": "train",
+        "status": "ok",
+        "weights_kept": False,
+        "spec": {},
+        "model": {},
+        "task": {},
+        "params": {},
+        "metrics": {},
+        "timings": {},
+        "files": files_of(folder),
+        **change,
+    }
     write_atomic(folder / "run.json", json.dumps(content))
     return content
 
@@ -42,11 +55,22 @@ def test_failed_runs_are_redone_diverged_ones_are_not(tmp_path, status, done):
     assert (finished(tmp_path / "a") is not None) is done
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema": 1}', "[]", '{"schema": 2, "run_id": "a", "status": "ok"}',
-                                  '{"schema": 1, "run_id": "a", "kind": "train", "status": "ok", "files": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"schema": 1}',
+        "[]",
+        '{"schema": 2, "run_id": "a", "status": "ok"}',
+        '{"schema": 1, "run_id": "a", "kind": "train", "status": "ok", "files": []}',
+    ],
+)
 def test_a_corrupt_record_is_named_with_what_to_do(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UsageError, match=r"run.json must be a record that rankprobe wrote. Got .* Delete .* to redo it"):
+    with pytest.raises(
+        UsageError, match=r"run.json must be a record that rankprobe wrote. Got .* Delete .* to redo it"
+    ):
         read_record(tmp_path)
 
 
@@ -72,10 +96,14 @@ def test_atomic_write_keeps_the_old_content_when_it_fails(tmp_path, monkeypatch)
 
 
 def test_two_processes_on_one_run(tmp_path):
-    code = (f"import sys; sys.path.insert(0, {str(os.getcwd())!r})\n"
-            "from rankprobe.experiment.store import lock\nfrom pathlib import Path\n"
-            f"with lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); sys.stdin.read()")
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    code = (
+        f"import sys; sys.path.insert(0, {str(os.getcwd())!r})\n"
+        "from rankprobe.experiment.store import lock\nfrom pathlib import Path\n"
+        f"with lock(Path({str(tmp_path)!r})):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(WorkError, match="one process at a time"), lock(tmp_path):
             pass

@@ -18,16 +18,31 @@ def write(folder, text):
 
 
 def test_lists_mean_all_combinations_and_alpha_is_2r(tmp_path):
-    study = load_study(write(tmp_path, 'task = "sst2"\nconfigurations = [{ method = "lora", r = [1, 4], lr = [1e-3, 2e-3] }]'))
+    study = load_study(
+        write(tmp_path, 'task = "sst2"\nconfigurations = [{ method = "lora", r = [1, 4], lr = [1e-3, 2e-3] }]')
+    )
     assert [(c.r, c.lr, c.alpha, c.targets) for c in study.configurations] == [
-        (1, 1e-3, 2.0, "q,v"), (1, 2e-3, 2.0, "q,v"), (4, 1e-3, 8.0, "q,v"), (4, 2e-3, 8.0, "q,v")]
+        (1, 1e-3, 2.0, "q,v"),
+        (1, 2e-3, 2.0, "q,v"),
+        (4, 1e-3, 8.0, "q,v"),
+        (4, 2e-3, 8.0, "q,v"),
+    ]
     assert study.name == tmp_path.name
 
 
 def test_runs_come_round_by_round():
-    study = Study("s", (Configuration("full", seeds=3), Configuration("lora", r=1), Configuration("lora", r=8, seeds=2)), seed=5)
+    study = Study(
+        "s", (Configuration("full", seeds=3), Configuration("lora", r=1), Configuration("lora", r=8, seeds=2)), seed=5
+    )
     got = [(s.method, s.r, s.seed) for s in study.specs(**PLACE)]
-    assert got == [("full", None, 5), ("lora", 1, 5), ("lora", 8, 5), ("full", None, 6), ("lora", 8, 6), ("full", None, 7)]
+    assert got == [
+        ("full", None, 5),
+        ("lora", 1, 5),
+        ("lora", 8, 5),
+        ("full", None, 6),
+        ("lora", 8, 6),
+        ("full", None, 7),
+    ]
 
 
 def test_rates_come_from_the_tuning_study_unless_given():
@@ -36,21 +51,27 @@ def test_rates_come_from_the_tuning_study_unless_given():
     assert default_lr("lora", 8) == default_lr("lora", 9) and default_lr("lora", 10_000) == default_lr("lora", 64)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("epoch = 2", "must be one of .* Got epoch. Did you mean 'epochs'"),
-    ('epochs = "two"', "epochs .* must be int. Got 'two'"),
-    ("epochs = true", "epochs .* must be int"),
-    ("epochs = 0", "epochs must be at least 1"),
-    ("configurations = []", "at least one configuration"),
-    ('configurations = [{ method = "loar" }]', "method must be one of full, head, lora. Got loar. Did you mean 'lora'"),
-    ('configurations = [{ method = "lora" }]', "r must be at least 1. Got None"),
-    ('configurations = [{ method = "lora", r = 0 }]', "r must be at least 1. Got 0"),
-    ('configurations = [{ method = "lora", r = 4, rank = 2 }]', "Got rank"),
-    ('configurations = [{ method = "full", r = 4 }]', "unless the method is lora"),
-    ('configurations = [{ method = "full", lr = -1.0 }]', "lr must be above 0"),
-    ('configurations = [{ method = "lora", r = 4, dropout = 1.0 }]', r"dropout must be in \[0, 1\)"),
-    ("epochs = = 2", "must be TOML"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epoch = 2", "must be one of .* Got epoch. Did you mean 'epochs'"),
+        ('epochs = "two"', "epochs .* must be int. Got 'two'"),
+        ("epochs = true", "epochs .* must be int"),
+        ("epochs = 0", "epochs must be at least 1"),
+        ("configurations = []", "at least one configuration"),
+        (
+            'configurations = [{ method = "loar" }]',
+            "method must be one of full, head, lora. Got loar. Did you mean 'lora'",
+        ),
+        ('configurations = [{ method = "lora" }]', "r must be at least 1. Got None"),
+        ('configurations = [{ method = "lora", r = 0 }]', "r must be at least 1. Got 0"),
+        ('configurations = [{ method = "lora", r = 4, rank = 2 }]', "Got rank"),
+        ('configurations = [{ method = "full", r = 4 }]', "unless the method is lora"),
+        ('configurations = [{ method = "full", lr = -1.0 }]', "lr must be above 0"),
+        ('configurations = [{ method = "lora", r = 4, dropout = 1.0 }]', r"dropout must be in \[0, 1\)"),
+        ("epochs = = 2", "must be TOML"),
+    ],
+)
 def test_mistakes_are_named(tmp_path, text, message):
     if "configurations" not in text:
         text += '\nconfigurations = [{ method = "full" }]'
@@ -74,9 +95,21 @@ def test_run_id_hashes_what_decides_the_result_and_nothing_else():
     one = run_id(spec(), **HASHES)
     assert one == run_id(spec(), **HASHES) and one.startswith("lora-r8-qv-eval-s0-")
     assert one == run_id(spec(model="another name", task="another name"), **HASHES)
-    changes = [{"lr": 1e-9}, {"seed": 1}, {"dtype": "bfloat16"}, {"threads": 2}, {"r": 4}, {"alpha": 1.0}, {"rslora": True},
-               {"targets": "q"}, {"train_size": 7}, {"model_dropout": 0.1}]
-    ids = {run_id(spec(**change), **HASHES) for change in changes} | {run_id(spec(), **{**HASHES, k: "x"}) for k in HASHES}
+    changes = [
+        {"lr": 1e-9},
+        {"seed": 1},
+        {"dtype": "bfloat16"},
+        {"threads": 2},
+        {"r": 4},
+        {"alpha": 1.0},
+        {"rslora": True},
+        {"targets": "q"},
+        {"train_size": 7},
+        {"model_dropout": 0.1},
+    ]
+    ids = {run_id(spec(**change), **HASHES) for change in changes} | {
+        run_id(spec(), **{**HASHES, k: "x"}) for k in HASHES
+    }
     assert len(ids | {one}) == len(changes) + 3 + 1
 
 

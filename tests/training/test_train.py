@@ -1,4 +1,4 @@
-"""The loop: schedule in closed form, batches that cover every row, a task that is learnt, divergence that is noticed."""
+"""The loop: its schedule, batches that cover every row, a task that is learnt, divergence that is noticed."""
 
 import math
 
@@ -92,7 +92,11 @@ def test_learns_a_task_and_unseen_rows_of_it(model):
     before = predict(model, unseen, truth, 0)
     result = train(model, rows, labels, 0, **SETTINGS)
     after = predict(model, unseen, truth, 0)
-    assert result.status == "ok" and len(result.history) == 6 * 32 and result.tokens == 6 * sum(len(r["input_ids"]) for r in rows)
+    assert (
+        result.status == "ok"
+        and len(result.history) == 6 * 32
+        and result.tokens == 6 * sum(len(r["input_ids"]) for r in rows)
+    )
     assert (after.predictions == after.labels).mean() > 0.95 > (before.predictions == before.labels).mean()
     assert result.peak_memory_bytes > 2**20 and result.train_time_s > 0
 
@@ -129,7 +133,19 @@ def test_a_step_equals_torchs_plain_adamw_on_the_clipped_gradient(model):
     set_dropout(model, 0.0)
     reference = copy.deepcopy(model).train()
     rows, labels = toy(8)
-    train(model, rows, labels, 0, lr=1e-2, epochs=1, batch_size=8, seed=0, warmup_ratio=0.0, weight_decay=0.1, clip_norm=0.05)
+    train(
+        model,
+        rows,
+        labels,
+        0,
+        lr=1e-2,
+        epochs=1,
+        batch_size=8,
+        seed=0,
+        warmup_ratio=0.0,
+        weight_decay=0.1,
+        clip_norm=0.05,
+    )
     order = epoch_batches([len(r["input_ids"]) for r in rows], 8, 0, 0)[0]
     truth = torch.tensor([labels[i] for i in order])
     torch.nn.functional.cross_entropy(reference(**collate([rows[i] for i in order], 0)).logits, truth).backward()
@@ -141,7 +157,7 @@ def test_a_step_equals_torchs_plain_adamw_on_the_clipped_gradient(model):
         # AdamW's first step, Loshchilov & Hutter 2019: decay, then lr * g / (|g| + eps).
         g = p.grad * (0.05 / norm)
         p.data.mul_(1 - 1e-2 * (0.1 if p.dim() > 1 else 0.0)).sub_(1e-2 * g / (g.abs() + 1e-8))
-    for (name, ours), (_, theirs) in zip(model.named_parameters(), reference.named_parameters()):
+    for (name, ours), (_, theirs) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
         # A key's bias has no gradient but rounding: softmax does not see it, and the step is that rounding's sign.
         clear = theirs.grad.abs() > 1e-6 if theirs.grad is not None else slice(None)
         torch.testing.assert_close(ours[clear], theirs[clear], rtol=1e-3, atol=1e-5, msg=name)

@@ -56,6 +56,13 @@ def claims() -> list[str]:
     return lines
 
 
+def answer() -> list[str]:
+    """The sentences that the report opens with."""
+    text = (ROOT / SMALL / "report.md").read_text(encoding="utf-8")
+    sentences = text.split("## Claims")[0].split("\n\n", 2)[2].strip()
+    return [f"> {line}".rstrip() for line in sentences.splitlines()]
+
+
 def block() -> str:
     """The README's text between the markers."""
     runs = pd.read_csv(ROOT / SMALL / "tables" / "runs.csv")
@@ -64,6 +71,8 @@ def block() -> str:
         f"{first['model']} on {first['task']}: {first['n_train']:,} training pairs, "
         f"{first['n_eval']:,} evaluation pairs, "
         f"{first['epochs']} epochs, {first['dtype']}. Intervals are 95 %. Everything: [report.md]({SMALL}/report.md).",
+        "",
+        *answer(),
         "",
         *methods(SMALL),
         "",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rankprobe.cli import options as o
+from rankprobe.errors import UsageError, must
 
 
 @click.command(
@@ -67,6 +68,10 @@ def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: boo
         threads=place.threads,
     )
     todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything
+    trained = {run.spec.r for planned in everything for run in planned.runs}
+    if needs and needs.rs and not set(needs.rs) <= trained:
+        rs = ", ".join(str(r) for r in sorted(r for r in trained if r))
+        raise UsageError(must("--only", f"ask for r that the scale {scale} trains ({rs})", repr(only), "Choose of those"))
     if dry_run:
         plan_lines(todo, latency if needs is None or needs.latency else None)
         return

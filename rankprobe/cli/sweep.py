@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import click
@@ -123,7 +124,10 @@ def sweep(
     if dry_run:
         plan_lines([planned])
         return
-    out = out or Path("results") / f"sweep-{study.name}"
+    if out is None:
+        # Of options alone, a name of its own for each choice: another sweep must not replace this one's tables.
+        mark = "" if study_file else "-" + sha256("".join(run.run_id for run in planned.runs).encode()).hexdigest()[:6]
+        out = Path("results") / f"sweep-{study.name}{mark}"
     run_studies(
         [planned],
         out,

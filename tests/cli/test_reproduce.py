@@ -91,6 +91,11 @@ def test_an_unknown_claim_is_refused(claim):
     assert result.exit_code == 2 and "--only must be a claim such as" in result.output
 
 
+def test_a_claim_on_an_r_that_is_not_trained_is_refused():
+    result = run("reproduce-paper", "--scale", "smoke", "--only", "small-r999-vs-full", "--dry-run")
+    assert result.exit_code == 2 and "ask for r that the scale smoke trains (1, 8)" in result.output
+
+
 def test_params_prints_what_the_papers_arithmetic_gives():
     lines = run("params", "--model", "gpt2-medium", "--r", "4", "--format", "csv").output.splitlines()
     assert lines[0].startswith("method,targets,r,method_params,head_params")

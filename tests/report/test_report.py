@@ -192,7 +192,7 @@ def test_several_comparisons_get_folders_and_a_page_above_them(tmp_path):
         make_run(store, r=8, n=100),
         make_run(store, r=4, n=100),
         make_run(store, r=8, n=100, task="sst2", eval_sha256="f" * 64),
-        make_run(store, r=8, n=100, epochs=9),
+        make_run(store, r=8, n=100, dtype="float16"),
     ]
     out = tmp_path / "out"
     build_report(runs, None, published(), out, title="all", settings={})

@@ -71,7 +71,8 @@ def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: boo
     trained = {run.spec.r for planned in everything for run in planned.runs}
     if needs and needs.rs and not set(needs.rs) <= trained:
         rs = ", ".join(str(r) for r in sorted(r for r in trained if r))
-        raise UsageError(must("--only", f"ask for r that the scale {scale} trains ({rs})", repr(only), "Choose of those"))
+        rule = f"ask for r that the scale {scale} trains ({rs})"
+        raise UsageError(must("--only", rule, repr(only), "Choose of those"))
     if dry_run:
         plan_lines(todo, latency if needs is None or needs.latency else None)
         return

@@ -104,7 +104,8 @@ def _subtitle(findings: Findings) -> str:
         return "no finished run"
     run, table = findings.runs[0], findings.tables["runs"]
     good = int((table["status"] == "ok").sum())
-    text = f"{run['model']['name']} on {run['task']['name']}, {good} finished run{'s' if good != 1 else ''}"
+    rows = " (tuning rows)" if run["spec"]["split"] == "tuning" else ""
+    text = f"{run['model']['name']} on {run['task']['name']}{rows}, {good} finished run{'s' if good != 1 else ''}"
     return text + (f", {len(table) - good} diverged or failed" if good < len(table) else "")
 
 

@@ -230,3 +230,11 @@ def test_no_published_numbers_leave_that_column_empty(study):
     claims = claims_table(evidence).set_index("claim_id")
     assert math.isnan(claims.loc["lora-equals-full", "published"])
     assert claims.loc["lora-equals-full", "verdict"] in VERDICTS
+
+
+def test_tuning_rows_carry_no_verdict(tmp_path):
+    runs = [make_run(tmp_path, method="full", split="tuning"), make_run(tmp_path, r=8, split="tuning")]
+    claims = claims_of(runs)
+    assert claims.loc["lora-equals-full", "verdict"] == "not_run"
+    assert "no verdict" in claims.loc["lora-equals-full", "note"]
+    assert claims.loc["vignette-parameters", "verdict"] == "supported"

@@ -90,7 +90,8 @@ def sweep(
     from rankprobe.cli.progress import reading
     from rankprobe.cli.work import plan_lines, run_studies
     from rankprobe.errors import UsageError, must
-    from rankprobe.experiment.study import Configuration, Study, load_study
+    from rankprobe.experiment.study import Configuration, Study
+    from rankprobe.experiment.study_file import load_study
     from rankprobe.experiment.sweep import plan_study
 
     if study_file is not None:

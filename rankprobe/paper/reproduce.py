@@ -9,7 +9,8 @@ from importlib import resources
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.runs import PlannedRun
-from rankprobe.experiment.study import Study, nearest, study_from
+from rankprobe.experiment.study import Study, nearest
+from rankprobe.experiment.study_file import study_from
 from rankprobe.experiment.sweep import PlannedStudy
 
 SCALES = ("smoke", "small", "paper")

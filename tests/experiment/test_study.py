@@ -5,7 +5,8 @@ import pytest
 from rankprobe.errors import UsageError
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.experiment.store import run_id
-from rankprobe.experiment.study import Configuration, Study, load_study, parse_configuration
+from rankprobe.experiment.study import Configuration, Study, parse_configuration
+from rankprobe.experiment.study_file import load_study
 
 HASHES = {"model_sha256": "m", "tokenizer_sha256": "t", "task_sha256": "d"}
 PLACE = {"dtype": "float32", "device": "cpu", "threads": 1}

@@ -1,0 +1,94 @@
+"""``study.toml``: a study as a file, one screen, every key checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+from rankprobe.errors import UsageError, must
+from rankprobe.experiment.study import METHODS, Configuration, Study, nearest, parse_configuration
+
+
+def load_study(path: Path) -> Study:
+    """Read ``study.toml``. Where a value in ``[[configurations]]`` is a list, all combinations are meant.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing or not TOML, a key is unknown (the nearest valid one is named) or a value is of the
+        wrong type.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows' editors write a byte-order mark
+    except OSError as error:
+        got = f"{path} ({error.strerror})"
+        raise UsageError(must("study", "be a TOML file", got, "Pass studies/NAME/study.toml")) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(must(f"{path}", "be TOML", error, "Correct the file")) from None
+    table.setdefault("name", Path(path).resolve().parent.name if Path(path).name == "study.toml" else Path(path).stem)
+    return study_from(table, str(path))
+
+
+def study_from(table: Mapping, where: str) -> Study:
+    """A study from parsed TOML; ``where`` names the file in errors."""
+    table = dict(table)
+    configurations = []
+    rows = table.pop("configurations", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(
+            must(f"configurations in {where}", "be a list of tables", repr(rows), "Write [[configurations]] above each")
+        )
+    for row in rows:
+        if "method" not in row:
+            next_step = f"Add one of {', '.join(METHODS)}"
+            raise UsageError(must(f"a configuration in {where}", "have a method", row, next_step))
+        if empty := [key for key, value in row.items() if value == []]:
+            next_step = "Leave it out for the default"
+            raise UsageError(must(f"{empty[0]} in {where}", "have a value", "an empty list", next_step))
+        for combination in _combinations(row):
+            configurations.append(Configuration(**_checked(Configuration, combination, where)))
+    study = Study(configurations=tuple(configurations), **_checked(Study, table, where))
+    for text in study.truncate if "truncate" in table else ():
+        if parse_configuration(text) not in {(c.method, c.r) for c in configurations}:
+            raise UsageError(
+                must(
+                    f"truncate in {where}",
+                    "name configurations of the study",
+                    repr(text),
+                    "Correct it, or add that one",
+                )
+            )
+    return study
+
+
+def _combinations(row: Mapping) -> list[dict]:
+    out = [{}]
+    for key, value in row.items():
+        values = value if isinstance(value, list) else [value]
+        out = [{**o, key: v} for o in out for v in values]
+    return out
+
+
+def _checked(cls, table: Mapping, where: str) -> dict:
+    """The table, with its keys and value types checked against the dataclass."""
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls) if f.name != "configurations"]
+    out = {}
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(must(f"key in {where}", f"be one of {', '.join(known)}", key, nearest(key, known)))
+        hint = hints[key]
+        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
+        if tuple in allowed and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            value = tuple(value)
+        if float in allowed and type(value) is int:
+            value = float(value)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            names = " or ".join("a list of texts" if a is tuple else a.__name__ for a in allowed if a is not type(None))
+            raise UsageError(must(f"{key} in {where}", f"be {names}", repr(value), "Correct the file"))
+        out[key] = value
+    return out

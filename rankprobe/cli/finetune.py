@@ -15,7 +15,7 @@ from rankprobe.cli import options as o
 @click.option("--method", type=click.Choice(["full", "head", "lora"]), default="lora", show_default=True)
 @click.option("--r", type=int, default=None, help="LoRA's r.  [default: 8]")
 @o.lora_options
-@click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: tuned for the method and r]")
+@click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: tuned for MiniLM on docmatch]")
 @o.model_option
 @o.task_options
 @o.training_options
@@ -34,6 +34,7 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     from rankprobe.cli.progress import TerminalObserver, reading
     from rankprobe.cli.show import problem, run_summary
     from rankprobe.errors import UsageError, WorkError, must
+    from rankprobe.experiment.store import load_runs
     from rankprobe.experiment.study import Configuration, Study
     from rankprobe.experiment.sweep import plan_study, run_study
 
@@ -64,9 +65,16 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     study = Study("finetune", (configuration,), truncate=(name,) if truncate else (), **o.study_settings(options))
     with reading() as progress:
         planned = plan_study(study, o.place(options), progress=progress)
+    if planned.untuned:
+        click.echo(f"rankprobe: warning: {planned.untuned}.", err=True)
     observer = TerminalObserver(planned.steps_left)
     with observer.live():
         records = list(run_study(planned, observer=observer))
     run_summary(records[0], planned.runs[0].folder)
+    for found in load_runs([planned.runs[0].folder])[:1]:
+        for row in found["analysis"].get("functional_rank", []):
+            interval = f"[{row['ci_low']:g}, {row['ci_high']:g}]" if row["k"] is not None else row["reason"]
+            what = f"functional rank at {row['q']:.0%} of the gain ({row['rule']})"
+            click.echo(f"  {what}: {'none,' if row['k'] is None else format(row['k'], 'g')} {interval}")
     if records[0]["status"] != "ok":
         raise WorkError(problem(records[0], planned.runs[0].folder))

@@ -21,7 +21,7 @@ from rankprobe.errors import UsageError, must
     type=click.Choice(["smoke", "small", "paper"]),
     default="small",
     show_default=True,
-    help="smoke: a minute. small: MiniLM on docmatch, under 25 minutes on 2 cores. paper: RoBERTa on GLUE, for a GPU.",
+    help="smoke: a minute. small: MiniLM on docmatch, about 15 minutes on 2 cores. paper: RoBERTa on GLUE, for a GPU.",
 )
 @click.option("--only", default=None, metavar="CLAIM", help="Do only what this claim needs (a claim_id of claims.csv).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="[default: results/reproduce-paper-SCALE]")

@@ -12,6 +12,7 @@ from rankprobe.cli import options as o
 # What a study file sets.
 _OF_A_STUDY = (
     "rs",
+    "lrs",
     "targets",
     "alpha",
     "dropout",
@@ -51,6 +52,13 @@ _OF_A_STUDY = (
 @click.option("--alpha", type=float, default=None, help="LoRA's alpha for every r.  [default: 2r]")
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="On LoRA's input.")
 @click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(r) instead of alpha / r.")
+@click.option(
+    "--lr",
+    "lrs",
+    multiple=True,
+    metavar="[METHOD=]RATE",
+    help="lora=2e-3, full=1e-4 or head=1e-2; a rate alone is LoRA's.  [default: tuned for MiniLM on docmatch]",
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Of every configuration.")
 @click.option("--full/--no-full", default=True, show_default=True, help="Full fine-tuning beside it.")
 @click.option("--head/--no-head", default=True, show_default=True, help="Head only beside it.")
@@ -74,6 +82,7 @@ def sweep(
     study_file: Path | None,
     rs: tuple[int, ...],
     targets: tuple[str, ...],
+    lrs: tuple[str, ...],
     seeds: int,
     full: bool,
     head: bool,
@@ -113,9 +122,11 @@ def sweep(
             )
     else:
         lora = {"alpha": options["alpha"], "dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds}
-        configurations = [Configuration("full", seeds=seeds)] if full else []
+        rates = _rates(lrs)
+        configurations = [Configuration("full", lr=rates.get("full"), seeds=seeds)] if full else []
+        lora["lr"] = rates.get("lora")
         configurations += [Configuration("lora", r=r, targets=t, **lora) for t in targets for r in rs]
-        configurations += [Configuration("head", seeds=seeds)] if head else []
+        configurations += [Configuration("head", lr=rates.get("head"), seeds=seeds)] if head else []
         settings = o.study_settings(options)
         study = Study(
             settings["task"], tuple(configurations), truncate=("full",) if full and keep_weights else (), **settings
@@ -136,3 +147,20 @@ def sweep(
         title=study.question or f"LoRA's r on {planned.runs[0].task.name}",
         keep_weights=keep_weights,
     )
+
+
+def _rates(texts: tuple[str, ...]) -> dict[str, float]:
+    """``--lr`` options as rates by method."""
+    from rankprobe.errors import UsageError, must
+    from rankprobe.experiment.study import METHODS
+
+    rates = {}
+    for text in texts:
+        method, _, rate = text.rpartition("=")
+        try:
+            rates[method or "lora"] = float(rate)
+        except ValueError:
+            raise UsageError(must("--lr", "be METHOD=RATE", repr(text), "Pass --lr lora=2e-3, say")) from None
+        if (method or "lora") not in METHODS:
+            raise UsageError(must("--lr", f"name one of {', '.join(METHODS)}", repr(text), "Pass --lr lora=2e-3, say"))
+    return rates

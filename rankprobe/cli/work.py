@@ -14,7 +14,7 @@ from rankprobe.cli.progress import TerminalObserver
 from rankprobe.cli.show import print_table, problem
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
-from rankprobe.experiment.output import claim_output
+from rankprobe.experiment.output import claim_output, read_plan
 from rankprobe.experiment.store import finished, load_runs, read_latency
 from rankprobe.experiment.sweep import PlannedStudy, run_study
 from rankprobe.paper.published import published
@@ -84,11 +84,18 @@ def run_studies(
         "command": command.encode(errors="replace").decode(),  # a file's name may be no Unicode, which no page can hold
         "runs": [run.run_id for study in everything or studies for run in study.runs],
         "latency": latency.run_id if latency else None,
+        "note": "; ".join(dict.fromkeys(study.untuned for study in studies if study.untuned)),
     }
     runs_folder = (everything or studies)[0].runs[0].folder.parent
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
+    earlier = read_plan(out) if out.is_dir() else None
     claim_output(out, plan)
+    if earlier and not set(earlier["runs"]) <= set(plan["runs"]):
+        click.echo(f"rankprobe: warning: {out} showed other runs; its tables are replaced, the runs stay in "
+                   f"{runs_folder}.", err=True)
+    if plan["note"]:
+        click.echo(f"rankprobe: warning: {plan['note']}.", err=True)
     observer = TerminalObserver(sum(study.steps_left for study in studies))
     bad = {}
     with observer.live():
@@ -120,9 +127,8 @@ def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) ->
     """Write tables (and pictures and pages) from the finished runs that a plan names."""
     runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
-    build_report(
-        runs, latency, published(), out, title=plan["title"], settings={"command": plan["command"]}, figures=figures
-    )
+    settings = {"command": plan["command"]} | ({"learning rates": plan["note"]} if plan.get("note") else {})
+    build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures)
 
 
 def paper_lines(scale) -> None:

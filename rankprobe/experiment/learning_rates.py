@@ -7,6 +7,8 @@ import tomllib
 from functools import cache
 from importlib import resources
 
+TUNED_ON = ("all-MiniLM-L6-v2", "docmatch")
+
 
 @cache
 def _table() -> dict:

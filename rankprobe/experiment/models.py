@@ -19,7 +19,7 @@ from rankprobe.methods.lora import LoRALayer, apply_lora, load_lora, save_lora
 from rankprobe.weights.adapter import load_adapter
 from rankprobe.weights.architecture import model_shapes, target_sites
 from rankprobe.weights.pretrained import load_classifier, quiet_transformers
-from rankprobe.weights.source import ModelSource, find_model
+from rankprobe.weights.source import DEFAULT_HUB_ID, DEFAULT_MODEL, ModelSource, find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +53,9 @@ def load_base(spec: RunSpec, source: ModelSource, task: Task) -> tuple[nn.Module
     """The pretrained model with the seed's fresh head: where every method starts. Also the head's parameter names."""
     problem = "regression" if task.is_regression else "classification"
     model, tokenizer, missing = load_classifier(source, max(1, len(task.labels)), seed=spec.seed, problem=problem)
+    if task.labels:
+        model.config.id2label = dict(enumerate(task.labels))
+        model.config.label2id = {label: i for i, label in enumerate(task.labels)}
     pick_attention(model, spec.device)
     return model.to(spec.device), tokenizer, head_parameters(model, missing)
 
@@ -131,7 +134,7 @@ def _save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder
             prepared.layers,
             prepared.head,
             rslora=spec.rslora,
-            base_model=source.name,
+            base_model=DEFAULT_HUB_ID if source.name == DEFAULT_MODEL else source.name,
         )
     else:
         parameters = dict(prepared.model.named_parameters())

@@ -80,7 +80,8 @@ def _checked(cls, table: Mapping, where: str) -> dict:
     out = {}
     for key, value in table.items():
         if key not in known:
-            raise UsageError(must(f"key in {where}", f"be one of {', '.join(known)}", key, nearest(key, known)))
+            valid = [*known, "configurations"] if cls is Study else known
+            raise UsageError(must(f"key in {where}", f"be one of {', '.join(valid)}", key, nearest(key, valid)))
         hint = hints[key]
         allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
         if tuple in allowed and isinstance(value, list) and all(isinstance(v, str) for v in value):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankprobe.experiment.learning_rates import TUNED_ON
 from rankprobe.experiment.parameters import check_fit
 from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
 from rankprobe.experiment.store import finished
@@ -66,6 +67,16 @@ class PlannedStudy:
     def steps_left(self) -> int:
         """Optimiser steps of the runs that are not finished."""
         return sum(run.steps for run in self.runs if not finished(run.folder))
+
+    @property
+    def untuned(self) -> str:
+        """A sentence, where default learning rates are used on another model or task than theirs; else empty."""
+        default = any(c.lr is None for c in self.study.configurations)
+        name, task = self.runs[0].source.name, self.runs[0].task.name
+        if not default or (name == TUNED_ON[0] and task.partition("@")[0].startswith(TUNED_ON[1])):
+            return ""
+        return (f"learning rates were tuned for {TUNED_ON[0]} on {TUNED_ON[1]}, not for {name} on {task}: "
+                "what a method reaches here may be the rate's doing. Pass --lr, or tune them on rows of your own")
 
     def rounds(self) -> list[PlannedStudy]:
         """The study cut by seed: every configuration once (and its functional rank), then the next seed of each."""

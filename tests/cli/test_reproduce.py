@@ -102,6 +102,38 @@ def test_params_prints_what_the_papers_arithmetic_gives():
     assert lines[-1].startswith('lora,"q,v",4,393216,2048')
 
 
+@pytest.mark.parametrize(
+    "given, message", [("two", "be METHOD=RATE"), ("adapter=1e-3", "name one of full, head, lora")]
+)
+def test_a_rate_that_is_none_is_refused(given, message):
+    result = run("sweep", "--lr", given, "--dry-run")
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_rates_of_a_sweep_go_to_their_methods():
+    result = run(
+        "sweep",
+        "--task",
+        "docmatch-smoke",
+        "--r",
+        "2",
+        "--lr",
+        "7e-3",
+        "--lr",
+        "full=3e-5",
+        "--train-size",
+        "64",
+        "--eval-size",
+        "32",
+        "--threads",
+        "1",
+        "--dry-run",
+    )
+    assert result.exit_code == 0, result.output
+    rates = {line.split()[0].split("-")[0]: line for line in result.output.splitlines() if "-eval-s0-" in line}
+    assert " 3e-05 " in rates["full"] and " 0.007 " in rates["lora"] and " 0.1 " in rates["head"]
+
+
 def test_every_commands_examples_parse():
     import shlex
 

@@ -169,3 +169,17 @@ def test_latency_is_measured_once_and_has_every_variant(tmp_path):
     assert (table["latency_ms"] > 0).all() and (table["targets"] == "q,v").all()
     pd.testing.assert_frame_equal(execute_latency(plan), pd.read_csv(plan.folder / "latency.csv"))
     assert not execute_latency(plan, again=True)["latency_ms"].equals(table["latency_ms"])
+
+
+def test_a_saved_model_knows_its_labels(tmp_path, task):
+    run = planned(tmp_path, task, Configuration("full", lr=1e-3)).runs[0]
+    execute(run)
+    config = json.loads((run.folder / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "no", "1": "yes"} and config["label2id"] == {"no": 0, "yes": 1}
+
+
+def test_default_rates_elsewhere_are_said_to_be_untuned(tmp_path, task):
+    assert "were tuned for all-MiniLM-L6-v2 on docmatch, not for base on toy" in planned(
+        tmp_path, task, Configuration("full"), Configuration("head", lr=1e-2)
+    ).untuned
+    assert planned(tmp_path, task, Configuration("full", lr=1e-3)).untuned == ""

@@ -19,7 +19,7 @@ from tests.cli.lab import FILES, FINETUNE, SWEEP, assert_one_line, furnish, rank
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-ENDLESS = (*FINETUNE, "--epochs", "100000")
+ENDLESS = (*FINETUNE, "--epochs", "100000", "--lr", "1e-3")
 # Times and memory differ between two runs of one command; everything else in a table must not.
 _MEASURED = ["train_time_s", "tokens_per_s", "peak_memory_bytes", "started", "eval_time_s"]
 

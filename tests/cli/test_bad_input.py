@@ -562,6 +562,8 @@ def test_where_the_command_is_run_from_changes_nothing_but_the_folders(bench, mo
         *COLUMNS,
         *COMPUTE,
         *SMALL,
+        "--lr",
+        "1e-3",
     ]
     assert rankprobe(*command).exit_code == 0
     here, there = ([*folder.glob("*/predictions.csv")] for folder in (Path("runs"), bench / "runs"))

@@ -131,7 +131,7 @@ def base_cosines(U1: Tensor, W0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     S, vectors = values.clamp(min=0).sqrt().flip(0), vectors.flip(1)
     if float(S[0]) == 0:
         raise UsageError(must("W0", "have singular vectors", "a zero matrix", "Leave this matrix out"))
-    kept = int((S > _RESOLVED * S[0]).sum())
+    kept = int((S / S[0] > _RESOLVED).sum())
     products = U1.T @ vectors[:, :kept] if wide else (U1.T @ W0) @ vectors[:, :kept] / S[:kept]
     cosines, index = products.abs().clamp(max=1.0).max(dim=1)
     return cosines, index + 1, S

@@ -60,6 +60,49 @@ def overlap(X: Tensor, Y: Tensor) -> Tensor:
     return (shared / torch.minimum(i[:, None], j[None, :])).clamp(0.0, 1.0)
 
 
+def overlap_moments(n: int, i, j) -> tuple:
+    """Mean and variance of φ(X, Y, i, j) for random subspaces of dimensions i and j; both exact.
+
+    Parameters
+    ----------
+    n : int
+        Dimension of the space.
+    i, j : int or integer array
+        Dimensions of the two subspaces, 1 .. n; arrays broadcast.
+
+    Returns
+    -------
+    mean, variance : float or ndarray
+
+    Raises
+    ------
+    UsageError
+        If a dimension is out of range.
+
+    Notes
+    -----
+    For X fixed and Y uniform (Haar) on the subspaces of dimension j, the projectors' tr(PQ) has mean ij / n and
+    variance ``2 i (n - i) j (n - j) / (n² (n - 1) (n + 2))``; φ is tr(PQ) / min(i, j). Overlaps of several independent
+    random subspaces are uncorrelated pair by pair, so their mean has this variance over the number of pairs.
+
+    References
+    ----------
+    Moments of a random projection matrix, e.g. Chikuse (2003), Statistics on Special Manifolds, chapter 4.
+
+    Examples
+    --------
+    >>> overlap_moments(4, 1, 2)
+    (0.5, 0.08333333333333333)
+    """
+    if n < 1 or np.any(np.less(i, 1)) or np.any(np.less(j, 1)) or np.any(np.greater(i, n)) or np.any(np.greater(j, n)):
+        raise UsageError(must("i and j", f"be dimensions from 1 to n = {n}", f"{i} and {j}", "Pass those of subspaces"))
+    i, j = np.broadcast_arrays(np.asarray(i, dtype=float), np.asarray(j, dtype=float))
+    small = np.minimum(i, j)
+    mean = i * j / n / small
+    variance = 2 * i * (n - i) * j * (n - j) / (n**2 * max(n - 1, 1) * (n + 2)) / small**2
+    return (mean, variance) if mean.ndim else (float(mean), float(variance))
+
+
 def random_overlap(n: int, i, j, level: float = 0.95) -> tuple:
     """What φ(X, Y, i, j) is for random subspaces: its mean, and the interval that holds it with a given probability.
 
@@ -84,14 +127,9 @@ def random_overlap(n: int, i, j, level: float = 0.95) -> tuple:
 
     Notes
     -----
-    For X fixed and Y uniform (Haar) on the subspaces of dimension j, the projectors' tr(PQ) has mean ij / n, so φ has
-    max(i, j) / n, and variance ``2 i (n - i) j (n - j) / (n² (n - 1) (n + 2))``. Both are exact. The interval is that
-    of the Beta law with these moments on tr(PQ)'s range, from max(0, i + j - n) to min(i, j). It is the exact law where
-    i, j, n - i or n - j is 1 (a sum of Dirichlet shares) and agrees with simulation elsewhere.
-
-    References
-    ----------
-    Moments: those of a random projection matrix, e.g. Chikuse (2003), Statistics on Special Manifolds, chapter 4.
+    Mean and variance are exact (:func:`overlap_moments`). The interval is that of the Beta law with these moments on
+    φ's range, from max(0, i + j - n) / min(i, j) to 1. It is the exact law where i, j, n - i or n - j is 1 (a sum of
+    Dirichlet shares) and agrees with simulation elsewhere.
 
     Examples
     --------
@@ -99,25 +137,20 @@ def random_overlap(n: int, i, j, level: float = 0.95) -> tuple:
     >>> f"{mean:.4f} [{low:.4f}, {high:.4f}]"
     '0.0104 [0.0072, 0.0143]'
     """
-    if n < 1 or np.any(np.less(i, 1)) or np.any(np.less(j, 1)) or np.any(np.greater(i, n)) or np.any(np.greater(j, n)):
-        raise UsageError(must("i and j", f"be dimensions from 1 to n = {n}", f"{i} and {j}", "Pass those of subspaces"))
     if not 0 < level < 1:
         raise UsageError(must("level", "be between 0 and 1", level, "Pass 0.95, say"))
+    mean, variance = overlap_moments(n, i, j)
     i, j = np.broadcast_arrays(np.asarray(i, dtype=float), np.asarray(j, dtype=float))
-    small = np.minimum(i, j)
-    least = np.maximum(0.0, i + j - n)
-    width = small - least
-    mean = i * j / n
+    least = np.maximum(0.0, i + j - n) / np.minimum(i, j)
+    width = 1 - least
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = 2 * i * (n - i) * j * (n - j) / (n**2 * max(n - 1, 1) * (n + 2))
         share = (mean - least) / width
         total = share * (1 - share) * width**2 / variance - 1
         tail = (1 - level) / 2
         ends = [least + width * betaincinv(share * total, (1 - share) * total, q) for q in (tail, 1 - tail)]
     # A subspace that is the whole space overlaps in one way only.
-    low, high = (np.where(width > 0, end, mean) / small for end in ends)
-    mean = mean / small
-    return (mean, low, high) if mean.ndim else (float(mean), float(low), float(high))
+    low, high = (np.where(width > 0, end, mean) for end in ends)
+    return (mean, low, high) if i.ndim else (mean, float(low), float(high))
 
 
 def principal_angles(X: Tensor, Y: Tensor) -> Tensor:

@@ -115,10 +115,10 @@ def test_w0_has_no_intruder_against_itself(shape):
 def test_planted_intruders_are_counted(shape, planted):
     """A random direction, far above W0's spectrum, has a share of a 60-dimensional basis in each of W0's vectors."""
     W0 = random_matrix(*shape, 12, decay=0.05)
-    dW = sum(
-        (5.0 + i) * torch.outer(*(torch.nn.functional.normalize(random_matrix(1, k, 20 + i + k)[0], dim=0) for k in shape))
-        for i in range(planted)
-    )
+    m, n = shape
+    B = torch.nn.functional.normalize(random_matrix(m, planted, 20), dim=0)
+    A = torch.nn.functional.normalize(random_matrix(planted, n, 21), dim=1)
+    dW = B * torch.arange(5.0, 5.0 + planted) @ A
     U1 = torch.linalg.svd(W0 + dW, full_matrices=False)[0][:, :10]
     assert intruder_dimensions(U1[:, :planted], W0) == planted
     assert intruder_dimensions(U1, W0) >= planted

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from rankprobe.errors import UsageError
-from rankprobe.linalg.subspace import overlap, principal_angles, random_angles, random_overlap
+from rankprobe.linalg.subspace import overlap, overlap_moments, principal_angles, random_angles, random_overlap
 
 
 def random_basis(n, k, seed):
@@ -115,12 +115,24 @@ def test_random_overlap_agrees_with_simulation_in_a_large_space():
     assert ((found < low) | (found > high)).mean() == pytest.approx(0.05, abs=0.02)
 
 
-def test_variance_of_random_overlap_is_the_stated_one():
-    """The moments behind the interval, from its Beta law's ends at one standard deviation's worth of probability."""
-    n, i, j = 12, 4, 5
-    trace = simulated_overlap(n, i, j, 40_000) * min(i, j)
-    variance = 2 * i * (n - i) * j * (n - j) / (n**2 * (n - 1) * (n + 2))
-    assert trace.var() == pytest.approx(variance, rel=0.04)
+@pytest.mark.parametrize("i, j", [(4, 5), (2, 2), (9, 7), (1, 3)])
+def test_moments_of_random_overlap_agree_with_simulation(i, j):
+    n = 12
+    found = simulated_overlap(n, i, j, 40_000)
+    mean, variance = overlap_moments(n, i, j)
+    assert found.mean() == pytest.approx(mean, rel=0.02) and found.var() == pytest.approx(variance, rel=0.05)
+
+
+def test_the_mean_overlap_of_several_random_subspaces_varies_as_if_its_pairs_were_independent():
+    n, k, layers = 24, 3, 5
+    means = []
+    for seed in range(1500):
+        bases = [random_basis(n, k, seed * layers + layer) for layer in range(layers)]
+        pairs = [overlap(bases[a], bases[b])[-1, -1] for a in range(layers) for b in range(a)]
+        means.append(float(sum(pairs)) / len(pairs))
+    mean, variance = overlap_moments(n, k, k)
+    assert np.mean(means) == pytest.approx(mean, rel=0.01)
+    assert np.var(means) == pytest.approx(variance / 10, rel=0.15)
 
 
 @pytest.mark.parametrize("n, j", [(10, 1), (10, 4), (50, 9)])

@@ -1,0 +1,235 @@
+"""Rank of an update above the rounding that storing the weights put into it.
+
+The ranks above white noise of unknown strength are in :mod:`rankprobe.linalg.white_noise`, the formats' spacing in
+:mod:`rankprobe.linalg.rounding`; both are importable from here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankprobe.errors import UsageError, must
+from rankprobe.linalg.rerounding import explained_rank
+from rankprobe.linalg.rounding import CHUNK, spacing, storage_dtype, top_value, ulp
+from rankprobe.linalg.white_noise import fluctuation, gd_rank, gd_threshold, mp_edge, mp_median, mp_rank
+
+__all__ = [
+    "StorageNoise", "changed_block", "gd_rank", "gd_threshold", "mp_edge", "mp_rank", "storage_dtype",
+    "storage_noise", "ulp",
+]  # fmt: skip
+
+_DRAWS = 3
+_SAMPLE = 1 << 18  # entries that a median is taken from
+_FAR = 16  # spacings: an update whose typical change is larger is not what rounding swallows
+_SPARSE = 0.1  # share of unchanged entries that an update with changes so large cannot have by rounding
+_REROUND_RANK = 128  # above that many values, what the error borrows from the update is spread too thin to stand out
+
+
+@dataclass(frozen=True)
+class StorageNoise:
+    """What :func:`storage_noise` finds.
+
+    Attributes
+    ----------
+    rank : int or None
+        storage_rank; None where the storage dtype swallowed the update.
+    floor : float
+        Largest σ₁ of the drawn rounding noise, in the units of dW; 0 where nothing changed.
+    bulk_to_floor : float
+        Scale of dW's small singular values relative to the drawn noise's: about 1 for one rounding, √2 for two, more
+        for noise from training, 0 where more than half of the values are zero; NaN where nothing changed.
+    swallowed : bool
+        Whether more than half of the entries that could have changed did not, for the dtype's spacing.
+    """
+
+    rank: int | None
+    floor: float
+    bulk_to_floor: float
+    swallowed: bool
+
+
+def storage_noise(
+    S: Tensor, dW: Tensor, W1: Tensor, *, W0: Tensor | None = None, base_rounded: bool = False, seed: int = 0
+) -> StorageNoise:
+    """Number of singular values of dW = W1 - W0 that rounding W1 to its storage dtype does not explain.
+
+    Parameters
+    ----------
+    S : Tensor, shape (min(m, n),), float64
+        All singular values of dW, non-increasing.
+    dW : Tensor, shape (m, n), float64 or float32
+        The work is done on its device.
+    W1 : Tensor, shape (m, n)
+        The tuned weights as stored, on any device. Where they would fit in a narrower dtype, that one's rounding
+        counts (:func:`storage_dtype`).
+    W0 : Tensor, shape (m, n), optional
+        The base. Needed for base_rounded, and to see where the rounding error follows the update (Notes).
+    base_rounded : bool
+        Count W0's rounding too: W0 was rounded after training as W1 was. A base that the tuning started from is
+        exact, whatever its dtype.
+    seed : int
+        Of the draws; torch's global generator is not touched.
+
+    Returns
+    -------
+    StorageNoise
+
+    Raises
+    ------
+    UsageError
+        If shapes do not fit, a dtype is not one of floating point, or base_rounded comes without W0.
+
+    Notes
+    -----
+    *Floor.* Rounding to nearest errs by up to half a spacing either way. Three matrices of uniform ± ulp(W1) / 2 are
+    drawn, and the largest of their σ₁ is the floor; a value counts if it is above it by more than 5 %, or by two
+    scales of the Tracy-Widom law where that is more (8 % at 64 × 64): the largest of four draws is not always among
+    the first three.
+
+    *What takes part.* Rows and columns that did not change at all (tokens never seen) hold no error and are left out
+    of everything here. Among the rest, entries that did not change were rounded back, unless the typical
+    change is beyond 16 spacings: then the update itself is sparse (a mask), they hold no error either, and they do not
+    count as swallowed. A sparse update whose changes are a few spacings cannot be told from a swallowed one.
+
+    *Swallowed.* Where more than half of the entries are unchanged, the error is mostly -dW itself. The rank of
+    what is left says little about the rank of what was learned: None.
+
+    *Re-rounding.* With fewer unchanged entries, but not few (2 %), and W0 on the dtype's grid, the error is still a
+    function of the update, entry by entry: it has directions of its own that stand above noise. So every rank k below
+    the count is put to the test: take [dW]_k, round W0 + [dW]_k in the storage dtype, subtract W0, and see
+    whether σ_{k+1} of that is as large as the observed one. The smallest such k is the rank
+    (:mod:`rankprobe.linalg.rerounding`).
+
+    *Bulk.* bulk_to_floor is the self-consistent t at which the values below t times the floor have the energy of
+    t times the drawn noise. It is not cut by storage_rank: rounding that was not counted stays visible.
+
+    Examples
+    --------
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> W0, u, v = (torch.randn(s, generator=draw, dtype=torch.float64) for s in ((128, 96), (128, 1), (1, 96)))
+    >>> W1 = (W0 + 0.02 * u @ v).bfloat16()
+    >>> dW = W1.double() - W0
+    >>> found = storage_noise(torch.linalg.svdvals(dW), dW, W1)
+    >>> found.rank, round(found.bulk_to_floor, 1), int((torch.linalg.svdvals(dW) > 1e-3).sum())
+    (1, 1.0, 96)
+    """
+    _check(S, dW, W1, W0, base_rounded)
+    changed = dW != 0
+    rows, columns = changed_block(changed)
+    m, n = len(rows), len(columns)
+    if m == 0:
+        return StorageNoise(0, 0.0, math.nan, False)
+    generator = torch.Generator(device=dW.device).manual_seed(seed)
+    dtype = storage_dtype(W1)
+    unchanged = 1 - int(changed.sum()) / (m * n)
+    sparse = unchanged > _SPARSE and _typical_change(dW, W1, dtype, generator) > _FAR
+    swallowed = unchanged > 0.5 and not sparse
+    # Where an entry did not change, the error is -D there: no larger than changes are, and nothing under a mask.
+    most = 0.0 if sparse else math.inf if swallowed else 2 * math.sqrt(3 / (m * n)) * float(dW.norm())
+    bases = [(W1, dtype), (W0, storage_dtype(W0))] if base_rounded else [(W1, dtype)]
+    floor, size = 0.0, 0.0
+    for _ in range(_DRAWS):
+        noise, unit = _draw(bases, changed, most, rows, columns, generator)
+        size += float(noise.norm()) * unit / _DRAWS
+        floor = max(floor, top_value(noise, generator) * unit)
+        del noise
+    S = S[: min(m, n)].double()
+    bulk = _bulk(S, floor, size, m, n)
+    if swallowed:
+        return StorageNoise(None, floor, bulk, True)
+    margin = 1 + max(0.05, 2 * fluctuation(m, n))
+    arithmetic = float(S[0]) * max(m, n) * torch.finfo(dW.dtype).eps
+    rank = int((max(floor * margin, arithmetic) < S).sum())
+    if W0 is not None and not base_rounded and 2 <= rank <= min(_REROUND_RANK, min(m, n) - 1):
+        if (m, n) != dW.shape:
+            dW, W0 = dW[rows][:, columns], W0[rows.to(W0.device)][:, columns.to(W0.device)]
+        rank = explained_rank(S, dW, W0, dtype, rank, margin, generator)
+    return StorageNoise(rank, floor, bulk, False)
+
+
+def changed_block(changed: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the rows and of the columns with an entry that is not zero or False: the part that noise can be in.
+
+    Examples
+    --------
+    >>> [index.tolist() for index in changed_block(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))]
+    [[0], [1]]
+    """
+    return changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
+
+
+def _typical_change(dW: Tensor, W1: Tensor, dtype: torch.dtype, generator: torch.Generator) -> float:
+    """Median |dW| / ulp(W1) of the entries that changed, of a sample where they are many."""
+    dW, W1 = dW.reshape(-1), W1.reshape(-1)
+    if len(dW) > _SAMPLE:
+        picked = torch.randint(len(dW), (_SAMPLE,), generator=generator, device=dW.device)
+        dW, W1 = dW[picked], W1[picked.to(W1.device)]
+    W1 = W1.to(dW.device)
+    steps = (dW.abs() / spacing(W1, dtype))[dW != 0]
+    return float(steps.median()) if len(steps) else 0.0
+
+
+def _draw(
+    bases: list[tuple[Tensor, torch.dtype]],
+    changed: Tensor,
+    most: float,
+    rows: Tensor,
+    columns: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, float]:
+    """Rounding noise of the rows and columns in float32, and its unit: noise * unit is in the units of W.
+
+    In units because the spacing of small float32 weights has no square that float32 can hold.
+    """
+    device = generator.device
+    m, n = len(rows), len(columns)
+    noise = torch.zeros(m, n, dtype=torch.float32, device=device)
+    step = max(1, CHUNK // n)
+    unit = max(float(spacing(W.abs().max(), dtype)) for W, dtype in bases)
+    for W, dtype in bases:
+        for i in range(0, m, step):
+            size = spacing(_part(W, rows[i : i + step], columns).to(device), dtype)
+            moved = _part(changed, rows[i : i + step], columns)
+            size = torch.where(moved, size, size.clamp(max=most)).div_(unit).float()
+            noise[i : i + step] += torch.rand(size.shape, generator=generator, device=device).sub_(0.5).mul_(size)
+    return noise, unit
+
+
+def _part(W: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Those rows and columns, without a copy of all columns where all are meant."""
+    part = W[rows.to(W.device)]
+    return part if len(columns) == W.shape[1] else part[:, columns.to(W.device)]
+
+
+def _bulk(S: Tensor, floor: float, size: float, m: int, n: int) -> float:
+    """The t at which the values of S below t * floor are those of noise of norm t * size.
+
+    From a first guess by the median, which signal pushes up. k directions of signal leave noise the energy of
+    m - k by n - k entries.
+    """
+    p = len(S)
+    middle = float((S[(p - 1) // 2] + S[p // 2]) / 2)
+    t = middle / math.sqrt(max(m, n) * mp_median(min(m, n) / max(m, n))) / (size / math.sqrt(m * n))
+    energy = S.square().flip(0).cumsum(0).flip(0)
+    seen = set()
+    while True:
+        k = int((1.05 * t * floor < S).sum())
+        if k in seen or k > 0.9 * p:
+            return t
+        seen.add(k)
+        t = math.sqrt(float(energy[k]) / ((m - k) * (n - k))) / (size / math.sqrt(m * n))
+
+
+def _check(S: Tensor, dW: Tensor, W1: Tensor, W0: Tensor | None, base_rounded: bool) -> None:
+    if dW.ndim != 2 or W1.shape != dW.shape or (W0 is not None and W0.shape != dW.shape):
+        got = " and ".join(str(tuple(T.shape)) for T in (dW, W1, W0) if T is not None)
+        raise UsageError(must("dW, W1 and W0", "be matrices of one shape", got, "Pass the three of one update"))
+    if S.shape != (min(dW.shape),):
+        got = f"shape {tuple(S.shape)} for a dW {tuple(dW.shape)}"
+        raise UsageError(must("S", "hold all min(m, n) singular values", got, "Pass svdvals_dense(dW)"))
+    if base_rounded and W0 is None:
+        raise UsageError(must("W0", "be given for base_rounded", None, "Pass the base, or leave base_rounded out"))

@@ -237,9 +237,9 @@ def test_sigint_between_runs_keeps_the_finished(bench, children, undisturbed):
     wait_for(lambda: list(bench.glob("runs/*/run.json")))
     os.kill(child.pid, signal.SIGINT)
     child.join(20)
-    assert child.exitcode == 130 and (bench / "stderr").read_text().splitlines()[-1].startswith(
-        "rankprobe: interrupted."
-    )
+    said = (bench / "stderr").read_text()
+    assert child.exitcode == 130, said
+    assert said.splitlines()[-1].startswith("rankprobe: interrupted."), said
     before = finished_records(bench)
     assert 1 <= len(before) < 4
     again = children(bench, command, no_pictures)

@@ -28,12 +28,12 @@ def full_deltas(W0: Mapping[str, Tensor], W1: Mapping[str, Tensor]) -> Iterator[
     Yields
     ------
     Delta
-        ``dW`` in float64. A fused qkv matrix yields three.
+        ``dW`` in float64, and both sides as they are. A fused qkv matrix yields three.
     """
     for site in weight_sites({name: tensor.shape for name, tensor in W0.items()}):
-        before, after = site.get(W0[site.parameter]).double(), site.get(W1[site.parameter]).double()
-        yield Delta(site.name, site.layer, site.kind, site.shape, dtype_name(W0[site.parameter]),
-                    dtype_name(W1[site.parameter]), float(before.norm()), dW=after - before)
+        before, after = site.get(W0[site.parameter]), site.get(W1[site.parameter])
+        yield Delta(site.name, site.layer, site.kind, site.shape, dtype_name(before), dtype_name(after),
+                    float(before.double().norm()), dW=after.double() - before.double(), W0=before, W1=after)
 
 
 def dtype_name(tensor: Tensor) -> str:

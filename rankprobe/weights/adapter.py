@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,30 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankprobe.errors import UsageError, must
+from rankprobe.weights.factors import AdapterModule, AdapterSource, Factors, scaling_of
+
+__all__ = ["Adapter", "AdapterModule", "AdapterSource", "Factors", "load_adapter", "save_adapter", "scaling_of"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class Factors:
-    """LoRA factors of one module: ``dW = scaling * B @ A``.
-
-    Attributes
-    ----------
-    B : Tensor, shape (out_features, r)
-    A : Tensor, shape (r, in_features)
-    alpha : float
-        ``lora_alpha`` as the file means it for this module.
-    scaling : float
-        ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA.
-    """
-
-    B: Tensor
-    A: Tensor
-    alpha: float
-    scaling: float
 
 
 @dataclass(frozen=True)
@@ -58,15 +40,6 @@ class Adapter:
     factors: dict[str, Factors]
     saved: dict[str, Tensor] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
-
-
-def scaling_of(alpha: float, r: int, rslora: bool) -> float:
-    """LoRA's factor before ``B @ A``: ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA (arXiv:2312.03732).
-
-    >>> scaling_of(16, 8, False), scaling_of(16, 16, True)
-    (2.0, 4.0)
-    """
-    return alpha / math.sqrt(r) if rslora else alpha / r
 
 
 def save_adapter(

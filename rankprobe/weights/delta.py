@@ -36,6 +36,9 @@ class Delta:
     B, A : Tensor, shapes (m, r) and (r, n), optional
     scaling : float
         ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; 1 for a dense update.
+    W0, W1 : Tensor, shape (m, n), optional
+        Both sides of a dense update as stored, in their storage dtypes: what storing them rounded can only be seen
+        there. W0 of factors where the base is at hand. None where not at hand.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Delta:
     B: Tensor | None = None
     A: Tensor | None = None
     scaling: float = 1.0
+    W0: Tensor | None = None
+    W1: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.dW is None) == (self.B is None or self.A is None):
@@ -58,6 +63,10 @@ class Delta:
             raise UsageError(
                 must(f"{self.name}", f"have the shape {tuple(self.shape)}", held, "Pass (out, in) matrices")
             )
+        for side, W in (("W0", self.W0), ("W1", self.W1)):
+            if W is not None and tuple(W.shape) != tuple(self.shape):
+                rule = f"have the shape {tuple(self.shape)}"
+                raise UsageError(must(f"{side} of {self.name}", rule, tuple(W.shape), "Pass (out, in) matrices"))
 
     @property
     def source(self) -> str:

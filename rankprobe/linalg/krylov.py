@@ -1,0 +1,114 @@
+"""Block Krylov iteration for the leading right singular space of a dense matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankprobe.linalg.gram import EPS
+
+# More columns a block than triplets wanted.
+_OVERSAMPLING = 8
+# Largest basis, as a share of the smaller side; beyond it the Gram matrix's eigenvectors cost less.
+_BASIS = 1 / 2
+# Done when a step adds less than this share of the energy that is left out: a tenth of what 1.001 times the optimum is.
+_GAIN = 2e-4
+# Done in any case when no more than this share of all energy is left out: the square of 5e-7.
+_NOTHING = 2.5e-13
+# A step that adds less than this share of all energy has come to rounding.
+_ROUNDING = 1e-11
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a basis has found.
+
+    Attributes
+    ----------
+    V, W : Tensor, shapes (n, c) and (m, c)
+        Orthonormal basis, and M times it.
+    energies : Tensor, shape (c,)
+        Squared singular values of M within the span, non-increasing.
+    Y : Tensor, shape (c, c)
+        Their vectors in terms of V.
+    """
+
+    V: Tensor
+    W: Tensor
+    energies: Tensor
+    Y: Tensor
+
+    def triplets(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The k leading singular triplets of M within the span: orthonormal to rounding, with ``U * S = M @ V``."""
+        Y = self.Y[:, :k]
+        U, S, Gh = torch.linalg.svd(self.W @ Y, full_matrices=False)
+        return U, S, Gh @ (self.V @ Y).T
+
+
+def by_count(M: Tensor, k: int, total: float, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """k leading triplets of M (m, n), m >= n, of energy ``total``; None if the basis would grow too large."""
+    before = -math.inf
+    for step in _steps(M, k + _OVERSAMPLING, seed):
+        kept = float(step.energies[:k].sum())
+        left = total - kept
+        if left <= _NOTHING * total or kept - before <= _GAIN * left:
+            return step.triplets(k)
+        before = kept
+    return None
+
+
+def by_share(M: Tensor, share: float, slack: float, total: float, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As many leading triplets as hold a share of the energy, which may be missed by ``slack``; None as in by_count."""
+    size = max(2 * _OVERSAMPLING, M.shape[1] // 32)
+    need = (share - slack) * total
+    before = torch.zeros(0)
+    for step in _steps(M, size, seed):
+        running = step.energies.cumsum(0)
+        c = len(running)
+        count = int((running < need).sum()) + 1
+        if count <= c:
+            kept = float(running[count - 1])
+            gain = kept - float(before[count - 1]) if count <= len(before) else math.inf
+            short = need - float(running[count - 2]) if count > 1 else math.inf
+            # One fewer might do once the values have grown: not if they would have to grow ten steps' worth.
+            certain = gain <= _ROUNDING * total or short > 10 * gain
+            left = total - kept
+            if certain and (left <= _NOTHING * total or gain <= _GAIN * left):
+                return step.triplets(count)
+        elif len(before):
+            # Blocks find less and less: hopeless where as much as the last one's, from each to come, is not enough.
+            found = float(step.W[:, -size:].square().sum())
+            if float(running[-1]) + found * (_BASIS * M.shape[1] - c) / size < need:
+                return None
+        before = running
+    return None
+
+
+def _steps(M: Tensor, size: int, seed: int) -> Iterator[Step]:
+    """Bases of one block after the other, each of ``size`` columns, while they are small enough."""
+    m, n = M.shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(rows: int) -> Tensor:
+        # Drawn on the CPU, so that every device starts from the same.
+        return torch.randn(rows, size, dtype=M.dtype, generator=generator).to(M.device)
+
+    if size > _BASIS * n:
+        return
+    V = torch.linalg.qr(M.T @ random(m)).Q
+    W = M @ V
+    while True:
+        energies, Y = torch.linalg.eigh(W.T @ W)
+        yield Step(V, W, energies.flip(0).clamp(min=0), Y.flip(1))
+        if V.shape[1] + size > _BASIS * n:
+            return
+        new = M.T @ W[:, -size:]
+        # Where M's range is used up this leaves nothing, and noise of the size of rounding gives other directions.
+        new += EPS * torch.linalg.vector_norm(new) / math.sqrt(n) * random(n)
+        for _ in range(3):  # what is left after a first time may be mostly rounding
+            new = torch.linalg.qr(new - V @ (V.T @ new)).Q
+        V, W = torch.cat([V, new], dim=1), torch.cat([W, M @ new], dim=1)

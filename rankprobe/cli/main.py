@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -51,14 +54,23 @@ class Group(click.Group):
             # A terminal or a pipe that is not UTF-8 gets "?" for what it cannot show, not a traceback.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
+        with _noted_interrupts() as pressed:
+            try:
+                return super().invoke(ctx)
+            except (Exception, KeyboardInterrupt) as error:
+                # Compiled readers (pandas' CSV parser is one) turn an interrupt inside them into an error of their own.
+                if pressed or isinstance(error, KeyboardInterrupt):
+                    # A second Ctrl-C ends the process at once: nothing half-written is ever trusted.
+                    signal.signal(signal.SIGINT, signal.SIG_DFL)
+                    fail("interrupted. What is finished is kept; the same command goes on from there.", 130)
+                self._explain(error)
+
+    def _explain(self, error: Exception) -> None:
+        """End with one line about what a user can mend; raise the rest, which are our own mistakes."""
         try:
-            return super().invoke(ctx)
+            raise error
         except RankprobeError as error:
             fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            # A second Ctrl-C ends the process at once: nothing half-written is ever trusted, so nothing is lost.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            fail("interrupted. What is finished is kept; the same command goes on from there.", 130)
         except BrokenPipeError:
             # `rankprobe params | head`: the reader has left, and that is no error.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open until the process ends)
@@ -80,6 +92,26 @@ class Group(click.Group):
                 raise
             next_step = "Lower the batch size or the length and run the same command again"
             fail(must("the work", "fit into memory", "no more of it", next_step), 1)
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[bool]]:
+    """A list that Ctrl-C adds to inside the block, besides raising KeyboardInterrupt where the program then is."""
+    pressed: list[bool] = []
+
+    def note(number: int, frame: object) -> None:
+        pressed.append(True)
+        signal.default_int_handler(number, frame)
+
+    # Left alone where the caller has a handler of its own, or is a thread (only the main one may set handlers).
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:

@@ -248,6 +248,29 @@ def test_sigint_between_runs_keeps_the_finished(bench, children, undisturbed):
     assert {path: seen for path, seen in finished_records(bench).items() if path in before} == before
 
 
+def swallow_interrupt() -> None:
+    """What pandas' compiled CSV parser does at times with Ctrl-C while it reads: it reports an error of its own."""
+    from rankprobe.cli import work
+
+    def build_report(*args, **kwargs):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            pass
+        raise pd.errors.ParserError("Error tokenizing data. C error: Calling read(nbytes) on source failed.")
+
+    work.build_report = build_report
+
+
+def test_sigint_that_a_library_turns_into_its_own_error(bench, children):
+    child = children(bench, CONFIGURED, swallow_interrupt)
+    child.join(60)
+    said = (bench / "stderr").read_text()
+    assert child.exitcode == 130 and said.splitlines()[-1].startswith("rankprobe: interrupted."), said
+    assert "Traceback" not in said
+
+
 def test_sigint_twice_ends_a_process_that_hangs_on_its_way_out(bench):
     code = (
         "import atexit, time; atexit.register(time.sleep, 120)\n"

@@ -15,7 +15,7 @@ from torch import Tensor
 from rankprobe.errors import UsageError, must
 from rankprobe.linalg.rerounding import explained_rank
 from rankprobe.linalg.rounding import CHUNK, spacing, storage_dtype, top_value, ulp
-from rankprobe.linalg.white_noise import fluctuation, gd_rank, gd_threshold, mp_edge, mp_median, mp_rank
+from rankprobe.linalg.white_noise import check_values, fluctuation, gd_rank, gd_threshold, mp_edge, mp_median, mp_rank
 
 __all__ = [
     "StorageNoise", "changed_block", "gd_rank", "gd_threshold", "mp_edge", "mp_rank", "storage_dtype",
@@ -26,7 +26,7 @@ _DRAWS = 3
 _SAMPLE = 1 << 18  # entries that a median is taken from
 _FAR = 16  # spacings: an update whose typical change is larger is not what rounding swallows
 _SPARSE = 0.1  # share of unchanged entries that an update with changes so large cannot have by rounding
-_REROUND_RANK = 128  # above that many values, what the error borrows from the update is spread too thin to stand out
+_REROUND_RANK = 128  # beyond it, what the error borrows from the update is spread too thin to stand out
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class StorageNoise:
     rank : int or None
         storage_rank; None where the storage dtype swallowed the update.
     floor : float
-        Largest σ₁ of the drawn rounding noise, in the units of dW; 0 where nothing changed.
+        Largest σ₁ of the drawn rounding noise, in the units of dW; 0 where nothing changed. storage_rank counts what
+        is clearly above it (Notes of storage_noise).
     bulk_to_floor : float
         Scale of dW's small singular values relative to the drawn noise's: about 1 for one rounding, √2 for two, more
         for noise from training, 0 where more than half of the values are zero; NaN where nothing changed.
@@ -86,23 +87,26 @@ def storage_noise(
     Notes
     -----
     *Floor.* Rounding to nearest errs by up to half a spacing either way. Three matrices of uniform ± ulp(W1) / 2 are
-    drawn, and the largest of their σ₁ is the floor; a value counts if it is above it by more than 5 %, or by two
-    scales of the Tracy-Widom law where that is more (8 % at 64 × 64): the largest of four draws is not always among
-    the first three.
+    drawn, and the largest of their σ₁ is the floor (by Lanczos, to 1e-3). A value counts if it is above that by more
+    than 5 %, or by two scales of the Tracy-Widom law where that is more (8 % at 64 × 64): the largest of four draws is
+    not always among the first three. Of one row or column, a value counts above the largest that rounding can make,
+    √Σ(ulp / 2)². With base_rounded one draw stands for both roundings, with their joint variance.
 
     *What takes part.* Rows and columns that did not change at all (tokens never seen) hold no error and are left out
-    of everything here. Among the rest, entries that did not change were rounded back, unless the typical
-    change is beyond 16 spacings: then the update itself is sparse (a mask), they hold no error either, and they do not
-    count as swallowed. A sparse update whose changes are a few spacings cannot be told from a swallowed one.
+    of everything here. Elsewhere an entry that did not change has the error -D: drawn uniform up to √3 times dW's root
+    mean square where ulp / 2 is more, which keeps outliers that swallow their update from raising the floor. Where
+    over 10 % are unchanged though the typical change is beyond 16 spacings, the update itself is sparse (a mask):
+    unchanged entries hold no error and do not count as swallowed. A sparse update of a few spacings cannot be told
+    from a swallowed one, and is called swallowed.
 
-    *Swallowed.* Where more than half of the entries are unchanged, the error is mostly -dW itself. The rank of
-    what is left says little about the rank of what was learned: None.
+    *Swallowed.* Where more than half of the entries are unchanged, the error is mostly -D itself. The rank of what is
+    left says little about the rank of what was learned: None. The floor is then the one of all entries.
 
-    *Re-rounding.* With fewer unchanged entries, but not few (2 %), and W0 on the dtype's grid, the error is still a
-    function of the update, entry by entry: it has directions of its own that stand above noise. So every rank k below
-    the count is put to the test: take [dW]_k, round W0 + [dW]_k in the storage dtype, subtract W0, and see
-    whether σ_{k+1} of that is as large as the observed one. The smallest such k is the rank
-    (:mod:`rankprobe.linalg.rerounding`).
+    *Re-rounding.* With W0 on the dtype's grid the error is a function of the update, entry by entry. Where updates are
+    small or take few values, it has directions of its own that stand above noise. So a count of 2 to 128 is put to
+    the test where the values above the floor have a gap: is the smallest k at a gap such that rounding W0 + [dW]_k in
+    the storage dtype leaves a σ_{k+1} as large as the observed one (:mod:`rankprobe.linalg.rerounding`)? Needs W0,
+    and that its rounding is not counted: two roundings blur what one would leave.
 
     *Bulk.* bulk_to_floor is the self-consistent t at which the values below t times the floor have the energy of
     t times the drawn noise. It is not cut by storage_rank: rounding that was not counted stays visible.
@@ -118,6 +122,7 @@ def storage_noise(
     (1, 1.0, 96)
     """
     _check(S, dW, W1, W0, base_rounded)
+    arithmetic = float(S[0]) * max(dW.shape) * torch.finfo(S.dtype).eps
     changed = dW != 0
     rows, columns = changed_block(changed)
     m, n = len(rows), len(columns)
@@ -130,24 +135,25 @@ def storage_noise(
     swallowed = unchanged > 0.5 and not sparse
     # Where an entry did not change, the error is -D there: no larger than changes are, and nothing under a mask.
     most = 0.0 if sparse else math.inf if swallowed else 2 * math.sqrt(3 / (m * n)) * float(dW.norm())
-    bases = [(W1, dtype), (W0, storage_dtype(W0))] if base_rounded else [(W1, dtype)]
-    floor, size = 0.0, 0.0
+    scale, unit = _spacings([W1, W0] if base_rounded else [W1], changed, most, rows, columns)
+    floor, size = 0.0, float(scale.norm()) * unit / math.sqrt(12)
     for _ in range(_DRAWS):
-        noise, unit = _draw(bases, changed, most, rows, columns, generator)
-        size += float(noise.norm()) * unit / _DRAWS
+        noise = torch.rand(scale.shape, generator=generator, dtype=scale.dtype, device=scale.device)
+        noise.sub_(0.5).mul_(scale)
         floor = max(floor, top_value(noise, generator) * unit)
-        del noise
+    del noise, scale
     S = S[: min(m, n)].double()
     bulk = _bulk(S, floor, size, m, n)
     if swallowed:
         return StorageNoise(None, floor, bulk, True)
     margin = 1 + max(0.05, 2 * fluctuation(m, n))
-    arithmetic = float(S[0]) * max(m, n) * torch.finfo(dW.dtype).eps
-    rank = int((max(floor * margin, arithmetic) < S).sum())
+    # One row or column has one value, and three draws of it say little: there the largest that rounding can make.
+    threshold = max(floor * margin if min(m, n) > 1 else math.sqrt(3) * size, arithmetic)
+    rank = int((threshold < S).sum())
     if W0 is not None and not base_rounded and 2 <= rank <= min(_REROUND_RANK, min(m, n) - 1):
         if (m, n) != dW.shape:
             dW, W0 = dW[rows][:, columns], W0[rows.to(W0.device)][:, columns.to(W0.device)]
-        rank = explained_rank(S, dW, W0, dtype, rank, margin, generator)
+        rank = explained_rank(S, dW, W0, dtype, rank, floor, margin, generator)
     return StorageNoise(rank, floor, bulk, False)
 
 
@@ -164,39 +170,36 @@ def changed_block(changed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _typical_change(dW: Tensor, W1: Tensor, dtype: torch.dtype, generator: torch.Generator) -> float:
     """Median |dW| / ulp(W1) of the entries that changed, of a sample where they are many."""
-    dW, W1 = dW.reshape(-1), W1.reshape(-1)
-    if len(dW) > _SAMPLE:
-        picked = torch.randint(len(dW), (_SAMPLE,), generator=generator, device=dW.device)
-        dW, W1 = dW[picked], W1[picked.to(W1.device)]
-    W1 = W1.to(dW.device)
-    steps = (dW.abs() / spacing(W1, dtype))[dW != 0]
+    if dW.numel() > _SAMPLE:
+        picked = torch.randint(dW.numel(), (_SAMPLE,), generator=generator, device=dW.device)
+        i, j = picked // dW.shape[1], picked % dW.shape[1]
+        dW, W1 = dW[i, j], W1[i.to(W1.device), j.to(W1.device)]
+    steps = (dW.abs() / spacing(W1.to(dW.device), dtype))[dW != 0]
     return float(steps.median()) if len(steps) else 0.0
 
 
-def _draw(
-    bases: list[tuple[Tensor, torch.dtype]],
-    changed: Tensor,
-    most: float,
-    rows: Tensor,
-    columns: Tensor,
-    generator: torch.Generator,
+def _spacings(
+    stored: list[Tensor], changed: Tensor, most: float, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, float]:
-    """Rounding noise of the rows and columns in float32, and its unit: noise * unit is in the units of W.
+    """Width of the rounding noise at each entry of the rows and columns in float32, and its unit.
 
-    In units because the spacing of small float32 weights has no square that float32 can hold.
+    In units because the spacing of small float32 weights has no square that float32 can hold. Two roundings have the
+    variance of one whose width is the root of the sum of squares, and the largest value of noise depends on no more.
     """
-    device = generator.device
     m, n = len(rows), len(columns)
-    noise = torch.zeros(m, n, dtype=torch.float32, device=device)
+    scale = torch.zeros(m, n, dtype=torch.float32, device=rows.device)
+    dtypes = [storage_dtype(W) for W in stored]
+    unit = max(float(spacing(torch.stack(W.aminmax()), dtype).max()) for W, dtype in zip(stored, dtypes, strict=True))
     step = max(1, CHUNK // n)
-    unit = max(float(spacing(W.abs().max(), dtype)) for W, dtype in bases)
-    for W, dtype in bases:
-        for i in range(0, m, step):
-            size = spacing(_part(W, rows[i : i + step], columns).to(device), dtype)
-            moved = _part(changed, rows[i : i + step], columns)
-            size = torch.where(moved, size, size.clamp(max=most)).div_(unit).float()
-            noise[i : i + step] += torch.rand(size.shape, generator=generator, device=device).sub_(0.5).mul_(size)
-    return noise, unit
+    for i in range(0, m, step):
+        part = scale[i : i + step]
+        for W, dtype in zip(stored, dtypes, strict=True):
+            width = spacing(_part(W, rows[i : i + step], columns).to(scale.device), dtype).div_(unit)
+            part.copy_(width if len(stored) == 1 else torch.hypot(part, width.float()))
+        if most < math.inf:
+            still = ~_part(changed, rows[i : i + step], columns)
+            part[still] = part[still].clamp(max=most / unit)
+    return scale, unit
 
 
 def _part(W: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -231,5 +234,6 @@ def _check(S: Tensor, dW: Tensor, W1: Tensor, W0: Tensor | None, base_rounded: b
     if S.shape != (min(dW.shape),):
         got = f"shape {tuple(S.shape)} for a dW {tuple(dW.shape)}"
         raise UsageError(must("S", "hold all min(m, n) singular values", got, "Pass svdvals_dense(dW)"))
+    check_values(S)
     if base_rounded and W0 is None:
         raise UsageError(must("W0", "be given for base_rounded", None, "Pass the base, or leave base_rounded out"))

@@ -11,6 +11,7 @@ from rankprobe.errors import UsageError, must
 
 _INTEGERS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 _STORED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_NOTHING = 1e-5  # what is left of a vector when only rounding is
 CHUNK = 1 << 22  # entries worked on at a time: temporaries stay small beside a large matrix
 
 
@@ -71,7 +72,8 @@ def storage_dtype(W: Tensor) -> torch.dtype:
     -------
     torch.dtype
         The first of bfloat16 (8 binary digits), float16 (11), float32 (24) that holds W, else float64. Never wider
-        than W's own.
+        than W's own. Where both halves hold W, the one whose spacing is larger on the whole: float16's subnormals have
+        so few digits that bfloat16 holds them too.
 
     Raises
     ------
@@ -91,7 +93,10 @@ def storage_dtype(W: Tensor) -> torch.dtype:
     _checked_dtype(W)
     W = W.detach().reshape(-1)
     narrower = _STORED[: _STORED.index(W.dtype)]
-    return next((dtype for dtype in narrower if _holds(W, dtype)), W.dtype)
+    held = [*(dtype for dtype in narrower if _holds(W, dtype)), W.dtype]
+    if held[:2] == [torch.bfloat16, torch.float16]:
+        return max(held[:2], key=lambda dtype: float(spacing(W, dtype).sum(dtype=torch.float64)))
+    return held[0]
 
 
 def _holds(W: Tensor, dtype: torch.dtype) -> bool:
@@ -107,7 +112,7 @@ def _checked_dtype(W: Tensor) -> None:
         raise UsageError(must("W", rule, W.dtype, "Dequantise it, or convert it to the dtype it was trained in"))
 
 
-def top_value(N: Tensor, generator: torch.Generator, *, tolerance: float = 2e-4) -> float:
+def top_value(N: Tensor, generator: torch.Generator, *, tolerance: float = 5e-4) -> float:
     """Largest singular value of a matrix by Lanczos bidiagonalisation: right to about 1e-3 of it, from below.
 
     Parameters
@@ -131,25 +136,34 @@ def top_value(N: Tensor, generator: torch.Generator, *, tolerance: float = 2e-4)
     ----------
     Golub & Kahan (1965), SIAM Journal on Numerical Analysis 2, 205-224, with full reorthogonalisation.
     """
+    if N.shape[0] < N.shape[1]:
+        N = N.T  # as many steps as the shorter side has see all of it
     m, n = N.shape
-    most = min(m, n, 96)
+    most = min(n, 96)
     v = torch.randn(n, dtype=N.dtype, device=N.device, generator=generator)
     left, right = N.new_zeros(most, m), N.new_zeros(most + 1, n)
     right[0] = v / v.norm()
-    diagonal, above = N.new_zeros(most), N.new_zeros(most)
-    value = 0.0
+    core = torch.zeros(most, most + 1, dtype=torch.float64)
+    value, size = 0.0, 0.0
     for j in range(most):
         u = N @ right[j]
-        u -= (left[:j] @ u) @ left[:j]
-        diagonal[j] = u.norm()
-        left[j] = u / diagonal[j].clamp(min=torch.finfo(N.dtype).tiny)
+        for _ in range(2):  # once is not enough where little is left
+            u -= (left[:j] @ u) @ left[:j]
+        core[j, j] = length = float(u.norm())
+        size = max(size, length)
+        if length <= _NOTHING * size:  # right[j] adds no direction: all that N has is seen
+            break
+        left[j] = u / length
         v = N.T @ left[j]
-        v -= (right[: j + 1] @ v) @ right[: j + 1]
-        above[j] = v.norm()
-        right[j + 1] = v / above[j].clamp(min=torch.finfo(N.dtype).tiny)
-        if j % 8 == 7 or j == most - 1:
-            core = torch.diag(diagonal[: j + 1]) + torch.diag(above[:j], 1)
-            last, value = value, float(torch.linalg.matrix_norm(core.double(), 2))
+        for _ in range(2):
+            v -= (right[: j + 1] @ v) @ right[: j + 1]
+        core[j, j + 1] = length = float(v.norm())
+        size = max(size, length)
+        if length <= _NOTHING * size:
+            break
+        right[j + 1] = v / length
+        if j % 8 == 7:
+            last, value = value, float(torch.linalg.matrix_norm(core[: j + 1, : j + 1], 2))
             if value <= last * (1 + tolerance):
-                break
-    return value
+                return value
+    return float(torch.linalg.matrix_norm(core[: j + 1, : j + 1], 2))

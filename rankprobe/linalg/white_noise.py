@@ -190,18 +190,29 @@ def _median(S: Tensor) -> float:
     return float((S[(k - 1) // 2] + S[k // 2]) / 2)
 
 
-def _checked(S: Tensor, shape: tuple[int, int]) -> tuple[Tensor, int, int]:
-    """The min(m, n) values in float64, m and n."""
-    if S.ndim != 1 or S.dtype not in (torch.float32, torch.float64):
+def check_values(S: Tensor) -> None:
+    """Raise unless S is one matrix's singular values as an SVD gives them."""
+    if S.ndim != 1 or len(S) == 0 or S.dtype not in (torch.float32, torch.float64):
         got = f"shape {tuple(S.shape)}, {S.dtype}"
         raise UsageError(must("S", "be one row of float32 or float64", got, "Pass the singular values of one matrix"))
+    for wrong, rule in (
+        (~S.isfinite(), "be finite"),
+        (S < 0, "be non-negative"),
+        (torch.cat([S[:1] < 0, S[1:] > S[:-1]]), "be sorted non-increasing"),
+    ):
+        if bool(wrong.any()):
+            i = int(wrong.nonzero()[0, 0])
+            got = ", ".join(f"S[{j}]={float(S[j]):g}" for j in range(max(0, i - 1), i + 1))
+            raise UsageError(must("S", rule, got, "Pass the output of svdvals unchanged"))
+
+
+def _checked(S: Tensor, shape: tuple[int, int]) -> tuple[Tensor, int, int]:
+    """The min(m, n) values in float64, m and n."""
+    check_values(S)
     if len(shape) != 2 or min(shape) < 1 or min(shape) > len(S):
         got = f"{tuple(shape)} for {len(S)} singular values"
         raise UsageError(must("shape", "be (m, n) with 1 to len(S) for min(m, n)", got, "Pass the dense matrix's"))
     p = min(shape)
-    if not bool(S.isfinite().all()) or bool((S < 0).any()) or bool((S[1:] > S[:-1]).any()):
-        rule = "be finite, non-negative and sorted non-increasing"
-        raise UsageError(must("S", rule, "something else", "Pass the output of svdvals unchanged"))
     if p < len(S) and float(S[p]) > float(S[0]) * max(shape) * torch.finfo(S.dtype).eps:
         got = f"S[{p}]={float(S[p]):g} where {tuple(shape)} has {p} singular values"
         raise UsageError(must("S", "be zero beyond min(m, n)", got, "Pass the shape without rows that are all zero"))

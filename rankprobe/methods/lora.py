@@ -19,6 +19,7 @@ from rankprobe.methods.head import head_modules
 from rankprobe.weights.adapter import Adapter, Factors, save_adapter, scaling_of
 from rankprobe.weights.architecture import WeightSite, model_shapes, weight_sites
 from rankprobe.weights.delta import Delta
+from rankprobe.weights.fused import FUSED_KINDS
 
 
 class LoRALayer(nn.Module):
@@ -85,7 +86,7 @@ class LoRALayer(nn.Module):
             if site.rows is None:
                 out = torch.add(out, update, alpha=self.scaling)
             else:
-                out[..., slice(*site.rows)].add_(update, alpha=self.scaling)
+                site.rows.view(out, -1).add_(site.rows.shaped(update, -1), alpha=self.scaling)
         return out
 
     @torch.no_grad()
@@ -117,7 +118,7 @@ class LoRALayer(nn.Module):
         out_features = self.base.weight.shape[1 if self.sites[0].transposed else 0]
         B = torch.zeros(out_features, parts * self.r)
         for i, (site, part) in enumerate(zip(self.sites, self.B, strict=True)):
-            B[slice(*site.rows), i * self.r : (i + 1) * self.r] = part.data.cpu()
+            site.rows.view(B[:, i * self.r : (i + 1) * self.r]).copy_(site.rows.shaped(part.data))
         alpha = self.alpha * (math.sqrt(parts) if self.rslora else parts)
         return Factors(B, torch.cat([a.data for a in self.A]), alpha, self.scaling)
 
@@ -241,9 +242,9 @@ def lora_deltas(layers: Mapping[str, LoRALayer]) -> Iterator[Delta]:
     for layer in layers.values():
         W0 = layer._W0 if layer.merged else layer.base.weight.detach()
         for site, A, B in zip(layer.sites, layer.A, layer.B, strict=True):
-            parts = weight_sites({site.parameter: tuple(W0.shape)}) if site.kind == "qkv" else [site]
+            parts = weight_sites({site.parameter: tuple(W0.shape)}) if site.kind in FUSED_KINDS else [site]
             for part in parts:
-                rows = slice(None) if site.kind != "qkv" else slice(*part.rows)
+                whole = site.rows is not None or part.rows is None
                 yield Delta(
                     part.name,
                     part.layer,
@@ -252,7 +253,7 @@ def lora_deltas(layers: Mapping[str, LoRALayer]) -> Iterator[Delta]:
                     dtype_name(W0),
                     dtype_name(B),
                     float(part.get(W0).double().norm()),
-                    B=B.detach()[rows],
+                    B=B.detach() if whole else part.rows.get(B.detach()),
                     A=A.detach(),
                     scaling=layer.scaling,
                 )

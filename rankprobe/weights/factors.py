@@ -20,6 +20,8 @@ _THIRDS = {"q": 0, "k": 1, "v": 2}
 class Reader(Protocol):
     """What an adapter's tensors are read with; :class:`rankprobe.weights.tensors.TensorFiles` is one."""
 
+    stored: Mapping
+
     def read(self, name: str) -> Tensor: ...
 
 
@@ -154,13 +156,17 @@ class AdapterSource:
         return Factors(whole, A, of.alpha * len(of.groups), of.scaling)
 
     def bias_change(self, module: str) -> Tensor | None:
-        """What lora_B's own bias adds to the module's bias, shape (m,): ``scaling * bias``; None where there is none."""
+        """What lora_B's own bias adds to the module's bias, ``scaling * bias`` of shape (m,); None without one."""
         of = self.modules[module]
         return None if of.bias is None else of.scaling * self._finite(of.bias)
 
     def read_saved(self, name: str) -> Tensor:
         """A tensor that was saved whole, by its parameter name."""
         return self.tensors.read(self.saved_keys.get(name, name))
+
+    def saved_dtype(self, name: str) -> str:
+        """Storage dtype of a tensor that was saved whole."""
+        return self.tensors.stored[self.saved_keys.get(name, name)].dtype
 
     def _finite(self, key: str) -> Tensor:
         tensor = self.tensors.read(key)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from rankprobe.errors import UsageError, must
-from rankprobe.weights.architecture import BLOCK_KINDS, WeightSite, layer_of, weight_sites, why_whole
+from rankprobe.weights.architecture import WeightSite, layer_of, weight_sites, why_whole
 from rankprobe.weights.differences import added_vector, factored_delta
 from rankprobe.weights.factors import AdapterModule, AdapterSource
 from rankprobe.weights.fused import FUSED_KINDS
@@ -90,13 +90,13 @@ def pair_adapter(
     for site in weight_sites(base.shapes, fused=fused, config=base.config):
         sites.setdefault(site.parameter, []).append(site)
     for name, path in modules.items():
-        if not any([keep(name), *(keep(f"{name}[{kind}]") for kind in BLOCK_KINDS)]):
-            continue
         b = in_base.get(name)
+        of = sites[b] if b in sites else _alone(adapter, name, path, fused=fused)
+        if not any([keep(_name(path, site)) for site in of]):
+            continue
         _check_fits(base, adapter, name, path, whole.get(b), found)
         if b is None:
             found.notes.append(f"{base.label} has no {path}: its update stands without W0")
-        of = sites[b] if b is not None else _alone(adapter, name, path, fused=fused)
         _add(base, adapter, path, b, of, found, base.config, fused=fused)
     for name in sorted(biases):
         read = partial(added_vector, base, adapter, name.removesuffix(".bias"), in_base.get(name))
@@ -138,7 +138,7 @@ def _add(
     """Add a module's matrices: one, or one for each part of a fused matrix that the adapter reaches."""
     of = adapter.modules[path]
     for site in _reached(adapter, path, of, sites):
-        name = f"{path}.weight" + (f"[{site.kind}]" if site.rows is not None else "")
+        name = _name(path, site)
         if not fused and (why := why_whole(site, config)) is not None:
             found.whole[name] = why
         if site.kind not in FUSED_KINDS and site.rows is None:
@@ -148,6 +148,10 @@ def _add(
         found.matrices.append(
             Matrix(name, site.layer, site.kind, site.shape, parameter, site.transposed, "factored", read)
         )
+
+
+def _name(path: str, site: WeightSite) -> str:
+    return f"{path}.weight" + (f"[{site.kind}]" if site.rows is not None else "")
 
 
 def _reached(adapter: AdapterSource, path: str, of: AdapterModule, sites: list[WeightSite]) -> list[WeightSite]:

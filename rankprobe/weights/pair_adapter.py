@@ -92,7 +92,7 @@ def pair_adapter(
     for name, path in modules.items():
         b = in_base.get(name)
         of = sites[b] if b in sites else _alone(adapter, name, path, fused=fused)
-        if not any([keep(_name(path, site)) for site in of]):
+        if not any(keep(_name(path, site)) for site in of):
             continue
         _check_fits(base, adapter, name, path, whole.get(b), found)
         if b is None:

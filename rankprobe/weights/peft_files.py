@@ -70,13 +70,12 @@ def open_peft(folder: Path, *, alpha: float | None = None) -> AdapterSource:
     if not modules:
         got = next(iter(stacked.values()), f"none in {file.name}")
         raise UsageError(must("A LoRA adapter", "hold lora_A and lora_B of a matrix", got, "Pass a LoRA adapter"))
-    base = config.get("base_model_name_or_path")
     return AdapterSource(
         label=folder.resolve().name,
         path=folder,
         config=config,
         fingerprint=fingerprint([folder / CONFIG_FILE, file], tensors),
-        base_name=base.rstrip("/\\").replace("\\", "/").rpartition("/")[2] if _is_path(base) else base or None,
+        base_name=_base_name(config.get("base_model_name_or_path")),
         modules=modules,
         saved={name: tuple(tensors.stored[key].shape) for name, key in saved_keys.items()},
         skipped={**skipped, **stacked},
@@ -246,8 +245,13 @@ def _number(name: str, value: object) -> None:
         raise UsageError(must(f"{name} in {CONFIG_FILE}", rule, repr(value)[:80], "Correct it there"))
 
 
-def _is_path(base: object) -> bool:
-    return isinstance(base, str) and (base.startswith(("/", "~", ".")) or "\\" in base)
+def _base_name(stored: object) -> str | None:
+    """The base's name as the config has it; of a path its last part, since paths are nobody else's business."""
+    if not isinstance(stored, str) or not stored:
+        return None
+    if stored.startswith(("/", "~", ".")) or "\\" in stored:
+        return stored.replace("\\", "/").rstrip("/").rpartition("/")[2] or None
+    return stored
 
 
 def _notes(config: Mapping) -> tuple[str, ...]:

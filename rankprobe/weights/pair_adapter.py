@@ -74,16 +74,20 @@ def pair_adapter(
     """
     found.skipped.update(adapter.skipped)
     modules = {f"{path}.weight": path for path in adapter.modules}
+    # PEFT saves an adapted embedding whole, too, where it may have been resized: the base's own numbers.
+    found.skipped.update({name: "saved whole beside its factors, which are what is measured"
+                          for name in adapter.saved if name in modules})
+    saved = {name: shape for name, shape in adapter.saved.items() if name not in modules}
     biases = {f"{path}.bias" for path, of in adapter.modules.items() if of.bias is not None}
     if base is None:
         for name, path in modules.items():
             _add(None, adapter, path, None, _alone(adapter, name, path, fused=fused), found, {}, fused=fused)
         for name in sorted(biases):
             found.vectors[name] = partial(added_vector, None, adapter, name.removesuffix(".bias"), None)
-        return Matching([], [], [], ("", "")), list(adapter.saved)
+        return Matching([], [], [], ("", "")), list(saved)
     ours = {name: adapter.modules[path].shape for name, path in modules.items()}
     ours |= {name: adapter.modules[name.removesuffix(".bias")].shape[:1] for name in biases}
-    matching = match(base.shapes, {**ours, **adapter.saved}, base_tied=base.tied)
+    matching = match(base.shapes, {**ours, **saved}, base_tied=base.tied)
     in_base = {tuned: name for name, tuned in matching.pairs}
     sites: dict[str, list[WeightSite]] = {}
     whole = {site.parameter: site for site in weight_sites(base.shapes, fused=True, config=base.config)}
@@ -101,16 +105,16 @@ def pair_adapter(
     for name in sorted(biases):
         read = partial(added_vector, base, adapter, name.removesuffix(".bias"), in_base.get(name))
         found.vectors[name] = read
-    pairs = [(b, t) for b, t in matching.pairs if t in adapter.saved]
+    pairs = [(b, t) for b, t in matching.pairs if t in saved]
     pair_tensors(pairs, base, _Saved(adapter), base.config, found, fused=fused, keep=keep)
-    return replace(matching, pairs=[], only_base=[], only_tuned=[]), [n for n in adapter.saved if n not in in_base]
+    return replace(matching, pairs=[], only_base=[], only_tuned=[]), [n for n in saved if n not in in_base]
 
 
 def _alone(adapter: AdapterSource, name: str, path: str, *, fused: bool) -> list[WeightSite]:
     """Sites of a module whose base is not at hand, by its name and the factors' shape."""
     sites = weight_sites({name: adapter.modules[path].shape}, fused=fused)
-    stored_transposed = bool(adapter.config.get("fan_in_fan_out"))
-    return [replace(site, transposed=stored_transposed) for site in sites]
+    conv1d = bool(adapter.config.get("fan_in_fan_out"))
+    return [replace(site, transposed=conv1d and site.layer is not None) for site in sites]
 
 
 def _check_fits(

@@ -160,6 +160,19 @@ def test_an_adapted_embedding_may_have_more_tokens_than_the_base(tmp_path):
     assert m.delta().base_norm == pytest.approx(float(bert_like(tokens=10)["embeddings.word_embeddings.weight"].norm()))
 
 
+def test_an_embedding_saved_whole_beside_its_factors_is_measured_once(tmp_path):
+    folder = make_tiny("llama", tmp_path / "base")
+    model = transformers.AutoModel.from_pretrained(folder)
+    W0 = {n: p.data.clone() for n, p in model.named_parameters()}
+    model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q_proj", "embed_tokens"]))
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    for base in (None, Memory(W0)):
+        pairing = pair(base, open_peft(tmp_path / "a"))
+        names = [m.name for m in pairing.matrices]
+        assert names.count("embed_tokens.weight") == 1 and by_name(pairing)["embed_tokens.weight"].source == "factored"
+        assert pairing.saved == [] and "beside its factors" in pairing.skipped["embed_tokens.weight"]
+
+
 def test_notes_and_skipped_of_an_adapter_are_passed_on(tmp_path):
     extra = {"conv.lora_A.weight": random(2, 3, 3, 3), "conv.lora_B.weight": random(4, 2, 1, 1)}
     pairing = pair(None, open_peft(adapter_of(tmp_path, {QUERY: (8, 8)}, extra, init_lora_weights="pissa")))

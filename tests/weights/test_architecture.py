@@ -78,6 +78,10 @@ def test_a_square_matrix_is_stored_as_its_siblings_are():
     conv1d = {"h.0.attn.c_proj.weight": (8, 8), "h.0.mlp.c_fc.weight": (8, 32)}
     assert [s.transposed for s in weight_sites(linear)] == [False, False]
     assert [s.transposed for s in weight_sites(conv1d)] == [True, True]
+    narrowing = {"h.0.attn.c_proj.weight": (8, 8), "h.0.mlp.c_proj.weight": (8, 32)}
+    assert [(s.transposed, s.shape) for s in weight_sites(narrowing)] == [(False, (8, 8)), (False, (8, 32))]
+    narrowing["h.0.mlp.c_proj.weight"] = (32, 8)
+    assert [(s.transposed, s.shape) for s in weight_sites(narrowing)] == [(True, (8, 8)), (True, (8, 32))]
     alone = {"h.0.attn.c_proj.weight": (8, 8)}
     assert [s.transposed for s in weight_sites(alone, config={"model_type": "gpt_bigcode"})] == [False]
 

@@ -97,8 +97,14 @@ def test_old_names_of_layer_norms_match():
 
 
 def test_a_prefix_that_makes_two_names_one_is_not_taken_off():
-    found = match({"w": (2, 2)}, {"a.w": (2, 2), "w": (3, 2)})
+    found = match({"w": (2, 2)}, {"w": (3, 2), "a.w": (2, 2)})
     assert found.renamed == ("", "") and found.pairs == [("w", "w")]
+
+
+def test_the_prefix_is_the_one_whose_shapes_are_equal():
+    towers = {f"{tower}.{name}": (size, size) for tower, size in (("img", 3), ("text", 2)) for name in ("w", "v")}
+    found = match({"w": (2, 2), "v": (2, 2)}, towers)
+    assert found.renamed == ("", "text.") and found.only_tuned == ["img.w", "img.v"]
 
 
 def test_real_models_and_their_classifiers_match(tmp_path):

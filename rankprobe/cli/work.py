@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver
 from rankprobe.cli.show import print_table, problem
 from rankprobe.errors import UsageError, WorkError, must
@@ -77,11 +75,10 @@ def run_studies(
     WorkError
         If a run diverged or failed; all others are done and reported first.
     """
-    command = shlex.join(["rankprobe", *(_without_folders(sys.argv[1:]))])
     plan = {
         "name": name,
         "title": title,
-        "command": command.encode(errors="replace").decode(),  # a file's name may be no Unicode, which no page can hold
+        "command": command_line(),
         "runs": [run.run_id for study in everything or studies for run in study.runs],
         "latency": latency.run_id if latency else None,
         "note": "; ".join(dict.fromkeys(study.untuned for study in studies if study.untuned)),
@@ -191,29 +188,3 @@ def _say(observer: TerminalObserver, record: dict, *, again: bool) -> None:
         observer.say(f"{record['run_id']}: {metric} {record['metrics'][metric]:.4f}, {seconds}")
     else:
         observer.say(f"{record['run_id']}: {record['status']}: {record['error']}")
-
-
-def _without_folders(words: Sequence[str]) -> list[str]:
-    """The command as others may repeat it: folders of this machine are left out, of other paths only the name stays.
-
-    >>> _without_folders(["sweep", "--out", "here", "--model=/home/me/bert", "../x/a.csv", "--r", "1,2"])
-    ['sweep', '--model=bert', 'a.csv', '--r', '1,2']
-    """
-    kept, skip = [], False
-    for word in words:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if skip:
-            skip = False
-        elif option in ("--out", "--runs", "--data-dir"):
-            skip = not equals
-        elif not equals and option:
-            kept.append(option)
-        else:
-            # A hub name has a slash too, and is no folder here; a study that ships is named by its place here.
-            local = (
-                os.path.isabs(value)
-                or value.startswith((".", "~"))
-                or (os.path.exists(value) and not value.startswith("studies/"))
-            )
-            kept.append(f"{option}{equals}{os.path.basename(os.path.normpath(value)) if local else value}")
-    return kept

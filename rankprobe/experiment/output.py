@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -57,6 +58,14 @@ def claim_output(out: Path, plan: dict) -> None:
         raise WorkError(
             must("output folder", "be writable", f"{out} ({error.strerror})", "Pass another --out")
         ) from None
+
+
+def release_output(out: Path) -> None:
+    """Take back a folder that :func:`claim_output` has just made, where nothing was put into it."""
+    for name in (PLAN_FILE, ".lock"):
+        (out / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something after all: it stays
+        out.rmdir()
 
 
 def read_plan(out: Path) -> dict | None:

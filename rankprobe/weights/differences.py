@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -13,6 +14,8 @@ from rankprobe.weights.architecture import WeightSite
 from rankprobe.weights.delta import Delta
 from rankprobe.weights.factors import AdapterSource
 from rankprobe.weights.pairing import Vector
+
+_BLOCK_ELEMENTS = 1 << 20
 
 
 class Side(Protocol):
@@ -48,9 +51,9 @@ def dense_delta(base: Side, tuned: Side, base_name: str, site: WeightSite, name:
     W0 = site.get(base.read(base_name))[: site.shape[0]]
     W1 = site.get(tuned.read(site.parameter))[: site.shape[0]]
     base_norm = _norm(W0)
-    # The difference is made in its own place: three arrays of float64 would be half of the memory allowed.
     dW = W1.to(torch.float64, copy=True)
-    dW.sub_(W0)
+    for rows in _row_blocks(dW):  # else torch would upcast the whole of W0 beside dW
+        dW[rows].sub_(W0[rows])
     if not all_finite(dW):
         side = tuned if not all_finite(W1) else base
         got = f"NaN or infinity in {side.label}"
@@ -135,4 +138,10 @@ def _vector(name: str, change: Tensor, before: Tensor | None) -> Vector:
 
 
 def _norm(W: Tensor) -> float:
-    return float(torch.linalg.vector_norm(W, dtype=torch.float64))
+    return math.hypot(*(float(torch.linalg.vector_norm(W[rows], dtype=torch.float64)) for rows in _row_blocks(W)))
+
+
+def _row_blocks(W: Tensor) -> Iterator[slice]:
+    """Slices of rows that together cover a matrix, of a few MiB each in float64."""
+    step = max(1, _BLOCK_ELEMENTS // W.shape[1])
+    return (slice(first, first + step) for first in range(0, W.shape[0], step))

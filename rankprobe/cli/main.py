@@ -26,6 +26,7 @@ _COMMANDS = {
     "finetune": ("finetune", "finetune"),
     "sweep": ("sweep", "sweep"),
     "spectrum": ("spectrum", "spectrum"),
+    "compare": ("compare", "compare"),
     "latency": ("latency", "latency"),
     "params": ("params", "params"),
     "data": ("data", "data"),

@@ -6,9 +6,11 @@ import math
 from typing import NamedTuple
 
 import torch
+from scipy import linalg
 from torch import Tensor
 
-from rankprobe.errors import UsageError, must
+from rankprobe.errors import UsageError, WorkError, must
+from rankprobe.linalg.gram import gram
 
 # Left singular vectors that the Gram matrix in float64 resolves: below that W0 has no direction of its own.
 _RESOLVED = 1e-7
@@ -105,12 +107,14 @@ def base_cosines(U1: Tensor, W0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ------
     UsageError
         If the shapes do not fit together, or W0 is zero or not finite.
+    WorkError
+        If the eigenvectors do not converge.
 
     Notes
     -----
-    From the eigenvectors of the smaller Gram matrix of W0 in float64, upcast before the product: a third of a full
-    SVD's time, and W0's left vectors are never formed where it is tall. Directions of W0 below 1e-7 of its first
-    singular value are arbitrary, and left out.
+    From the eigenvectors of the smaller Gram matrix of W0 in float64, upcast before the product: faster than a full
+    SVD, and W0's left vectors are never formed where it is tall. Directions of W0 below 1e-7 of its first singular
+    value are arbitrary, and left out.
 
     Examples
     --------
@@ -122,19 +126,35 @@ def base_cosines(U1: Tensor, W0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if W0.ndim != 2 or U1.ndim != 2 or U1.shape[0] != W0.shape[0]:
         got = f"vectors {tuple(U1.shape)} and W0 {tuple(W0.shape)}"
         raise UsageError(must("U1", "hold left singular vectors of W0's shape", got, "Pass those of W0 + dW"))
-    W0, U1 = W0.detach().double(), U1.detach().double().to(W0.device)
+    U1 = U1.detach().double().to(W0.device)
+    W0 = W0.detach().double()
     wide = W0.shape[0] <= W0.shape[1]
-    gram = W0 @ W0.T if wide else W0.T @ W0
-    if not bool(gram.isfinite().all()):
+    projected = U1.T if wide else U1.T @ W0
+    G = gram(W0.T if wide else W0)
+    del W0  # of large matrices every copy counts
+    if not bool(G.diagonal().isfinite().all()):
         raise UsageError(must("W0", "be finite", "NaN or infinite entries", "Look for a damaged file"))
-    values, vectors = torch.linalg.eigh(gram)
-    S, vectors = values.clamp(min=0).sqrt().flip(0), vectors.flip(1)
-    if float(S[0]) == 0:
+    energies, vectors = _eigenvectors(G)
+    S = energies.clamp(min=0).sqrt()
+    if float(S[-1]) == 0:
         raise UsageError(must("W0", "have singular vectors", "a zero matrix", "Leave this matrix out"))
-    kept = int((S / S[0] > _RESOLVED).sum())
-    products = U1.T @ vectors[:, :kept] if wide else (U1.T @ W0) @ vectors[:, :kept] / S[:kept]
-    cosines, index = products.abs().clamp(max=1.0).max(dim=1)
-    return cosines, index + 1, S
+    products = (projected @ vectors).abs()
+    if not wide:
+        products /= S.clamp(min=_RESOLVED * float(S[-1]))
+    products[:, S / S[-1] <= _RESOLVED] = 0.0
+    cosines, index = products.clamp(max=1.0).max(dim=1)
+    return cosines, len(S) - index, S.flip(0)
+
+
+def _eigenvectors(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix of which the lower triangle is given."""
+    try:
+        if G.device.type == "cpu":
+            found = linalg.eigh(G.numpy(), lower=True, overwrite_a=True, check_finite=False, driver="evr")
+            return tuple(map(torch.from_numpy, found))
+        return torch.linalg.eigh(G, UPLO="L")
+    except (linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+        raise WorkError(must("Eigenvectors of W0's Gram matrix", "converge", error, "Report it with W0")) from error
 
 
 def intruder_dimensions(U1: Tensor, W0: Tensor, *, eps: float = 0.5) -> int:

@@ -1,8 +1,9 @@
-"""LoRA adapters in PEFT's on-disk format: ``adapter_config.json`` beside ``adapter_model.safetensors``."""
+"""LoRA adapters in PEFT's on-disk format, written and read whole; opened without reading them, and loralib's."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,12 +16,28 @@ from torch import Tensor
 
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.factors import AdapterModule, AdapterSource, Factors, scaling_of
+from rankprobe.weights.loralib import open_loralib
+from rankprobe.weights.peft_files import (
+    CONFIG_FILE,
+    PREFIX,
+    WEIGHTS_FILE,
+    open_peft,
+    parse,
+    read_config,
+    weights_file,
+)
 
-__all__ = ["Adapter", "AdapterModule", "AdapterSource", "Factors", "load_adapter", "save_adapter", "scaling_of"]
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+__all__ = [
+    "Adapter",
+    "AdapterModule",
+    "AdapterSource",
+    "Factors",
+    "load_adapter",
+    "open_loralib",
+    "open_peft",
+    "save_adapter",
+    "scaling_of",
+]
 
 
 @dataclass(frozen=True)
@@ -94,82 +111,64 @@ def save_adapter(
     }
     tensors = {}
     for path, f in factors.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = f.A.detach().contiguous().cpu()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = f.B.detach().contiguous().cpu()
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = f.A.detach().contiguous().cpu()
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = f.B.detach().contiguous().cpu()
     for name, tensor in saved.items():
-        tensors[_PREFIX + name] = tensor.detach().contiguous().cpu()
+        tensors[PREFIX + name] = tensor.detach().contiguous().cpu()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read a LoRA adapter that PEFT or rankprobe wrote.
+    """Read a LoRA adapter that PEFT or rankprobe wrote, all of it, to put on a model.
 
     Raises
     ------
     UsageError
-        If a file is missing or damaged, the adapter is not LoRA, or it uses what has no plain ``B @ A`` (DoRA, a bias
-        on B).
+        If a file is missing or damaged, the adapter is not LoRA, or it uses what has no plain ``B @ A`` of a linear
+        layer (DoRA, a bias on B, an embedding, a convolution).
     """
     folder = Path(folder)
+    config, file = read_config(folder), weights_file(folder)
+    source = parse(folder, config, _InMemory(_read_tensors(file)), file)
+    more = next((path for path, of in source.modules.items() if of.embedding), None) or next(iter(source.skipped), None)
+    if source.config.get("lora_bias") or any(of.bias for of in source.modules.values()):
+        more = "lora_bias: true"
+    if more is not None:
+        raise UsageError(must("adapter", "adapt linear layers by a plain B @ A", more, "Merge it with peft first"))
+    factors = {path: source.factors(path) for path in source.modules}
+    return Adapter(factors, {name: source.read_saved(name) for name in source.saved}, source.config)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class _InMemory:
+    """Tensors that were read all at once, as :class:`rankprobe.weights.tensors.TensorFiles` gives them out."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.stored = {n: _Stored(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            must("adapter", f"be a folder with {CONFIG_FILE}", folder, "Pass PEFT's output folder")
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(must(CONFIG_FILE, "be JSON", error, "Save the adapter again")) from None
-    if config.get("peft_type") != "LORA":
-        raise UsageError(must("adapter", "be of peft_type LORA", config.get("peft_type"), "Pass a LoRA adapter"))
-    for option in ("use_dora", "lora_bias"):
-        if config.get(option):
-            raise UsageError(must("adapter", "be a plain B @ A", f"{option}: true", "Merge it with peft first"))
-    tensors = _read_tensors(folder)
-    names = {name.removeprefix(_PREFIX): t for name, t in tensors.items()}
-    factors, saved = {}, {}
-    for name, tensor in names.items():
-        if name.endswith(".lora_A.weight"):
-            path = name.removesuffix(".lora_A.weight")
-            B = names.get(f"{path}.lora_B.weight")
-            if B is None or B.shape[1] != tensor.shape[0]:
-                raise UsageError(
-                    must(
-                        f"{path}.lora_B.weight",
-                        f"have shape (out, {tensor.shape[0]})",
-                        "nothing" if B is None else tuple(B.shape),
-                        "Save the adapter again",
-                    )
-                )
-            r = tensor.shape[0]
-            alpha = float(_by_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
-            factors[path] = Factors(B, tensor, alpha, scaling_of(alpha, r, bool(config.get("use_rslora"))))
-        elif ".lora_" not in name:
-            saved[name] = tensor
-    if not factors:
-        raise UsageError(must("adapter", "hold lora_A and lora_B", f"none in {WEIGHTS_FILE}", "Pass a LoRA adapter"))
-    return Adapter(factors, saved, config)
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    safe, pickled = folder / WEIGHTS_FILE, folder / "adapter_model.bin"
-    try:
-        if safe.exists():
-            return load_file(safe)
-        if pickled.exists():
-            return torch.load(pickled, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise UsageError(must("adapter weights", "be readable", error, "Save the adapter again")) from None
-    raise UsageError(must("adapter", f"be a folder with {WEIGHTS_FILE}", folder, "Pass PEFT's output folder"))
-
-
-def _by_pattern(patterns: Mapping[str, object], path: str, default: object) -> object:
-    """PEFT's rule: a key is a regular expression for the end of the path, the first that matches wins."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
+        safe = file.suffix == ".safetensors"
+        tensors = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        got = " ".join(str(error).split())[:160]
+        raise UsageError(must("adapter weights", "be readable", got, "Save the adapter again")) from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        got = f"something else in {file.name}"
+        raise UsageError(must("adapter weights", "be tensors by name", got, "Save the adapter again"))
+    return tensors
 
 
 def _most_common(values) -> object:

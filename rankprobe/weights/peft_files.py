@@ -8,10 +8,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.factors import AdapterModule, AdapterSource, scaling_of
-from rankprobe.weights.tensors import TensorFiles, open_tensors
+
+if TYPE_CHECKING:
+    from rankprobe.weights.tensors import TensorFiles
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -53,6 +56,8 @@ def open_peft(folder: Path, *, alpha: float | None = None) -> AdapterSource:
     As PEFT 0.18 reads it: a pattern's key is a regular expression for the end of a module's path and the first one
     that matches wins; r for the scaling is the factors' own.
     """
+    from rankprobe.weights.tensors import open_tensors
+
     folder = Path(folder)
     config = read_config(folder)
     if alpha is not None:
@@ -60,11 +65,33 @@ def open_peft(folder: Path, *, alpha: float | None = None) -> AdapterSource:
             got = f"{alpha:g} beside lora_alpha: {config['lora_alpha']} in {CONFIG_FILE}"
             raise UsageError(must("alpha", "come from one place", got, "Leave --alpha out"))
         config = {**config, "lora_alpha": alpha}
+    file = weights_file(folder)
+    return parse(folder, config, open_tensors([file]), file)
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that holds an adapter's tensors.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
     file = next((folder / f for f in (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE) if (folder / f).is_file()), None)
     if file is None:
         got = f"no {WEIGHTS_FILE} in {folder}"
         raise UsageError(must("A LoRA adapter", "have its weights beside its config", got, "Pass PEFT's output folder"))
-    tensors = open_tensors([file])
+    return file
+
+
+def parse(folder: Path, config: dict, tensors: TensorFiles, file: Path) -> AdapterSource:
+    """What :func:`open_peft` returns, of a config and tensors that are open already.
+
+    Raises
+    ------
+    UsageError
+        As :func:`open_peft` does.
+    """
     factors, saved_keys, skipped = _sort_keys(tensors)
     modules, stacked = _modules(factors, tensors, config)
     if not modules:

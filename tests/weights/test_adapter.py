@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from rankprobe.errors import UsageError
-from rankprobe.weights.peft_files import open_peft
+from rankprobe.weights.adapter import open_peft
 from tests.tiny_models import make_tiny
 
 LINEAR = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rankprobe.errors import UsageError
-from rankprobe.weights.loralib import open_loralib
+from rankprobe.weights.adapter import open_loralib
 
 
 def product(source, path):

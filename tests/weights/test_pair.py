@@ -8,9 +8,9 @@ import transformers
 
 from rankprobe.errors import UsageError
 from rankprobe.methods.full import full_deltas
+from rankprobe.weights.adapter import open_peft
 from rankprobe.weights.matching import match
 from rankprobe.weights.pair import pair
-from rankprobe.weights.peft_files import open_peft
 from tests.tiny_models import make_tiny
 from tests.weights.memory import Memory, adapter_of, bert_like, by_name, nudged, random
 

@@ -9,9 +9,8 @@ import torch
 import transformers
 
 from rankprobe.errors import UsageError
-from rankprobe.weights.loralib import open_loralib
+from rankprobe.weights.adapter import open_loralib, open_peft
 from rankprobe.weights.pair import pair
-from rankprobe.weights.peft_files import open_peft
 from tests.tiny_models import make_tiny
 from tests.weights.memory import Memory, adapter_of, bert_like, by_name, random
 

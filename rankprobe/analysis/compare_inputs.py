@@ -119,7 +119,10 @@ def open_sides(
     one, two = sides
     same = one is two or (_same(one.tuned, two.tuned) and alpha_x == alpha_y)
     pairs, skipped = _matched(one, two)
-    notes += [f"{role}: {note}" for role, side in (("X", one), ("Y", two)) for note in side.notes][: 1 + 2 * 10]
+    for role, side in (("X", one), ("Y", two)):
+        notes += [f"{role}: {note}" for note in side.notes]
+        notes += [f"{role}: {name} has {abs(rows)} rows {'more' if rows > 0 else 'fewer'} than the base's; those that "
+                  "both have are compared" for name, rows in side.added_rows.items()]
     notes += _notes(one, two, same, skipped)
     parts = [getattr(opened, "fingerprint", "") for side in sides for opened in (side.tuned, side.base)]
     fingerprint = " ".join(map(str, (*parts, alpha_x, alpha_y)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.fingerprint import fingerprint
+from rankprobe.weights.model_files import read_config
 from rankprobe.weights.quantised import FLOATS, Reader, Scaled, dequantise, plan
-from rankprobe.weights.shards import check_index, read_index
+from rankprobe.weights.shards import INDEX_END, check_index, read_index
 from rankprobe.weights.tensor_file import Stored
 from rankprobe.weights.tensors import open_tensors
 
-INDEX_END = ".index.json"
 # Which matrices a model may tie to its input embedding: the output's, and T5's and BART's copies of the input's.
 _INPUT = re.compile(r"(^|\.)(shared|word_embeddings|embed_tokens|wte|embed_in|tok_embeddings|tokens_embed|"
                     r"word_embedding)\.weight$")  # fmt: skip
@@ -160,25 +159,6 @@ def checkpoint_in_memory(model: nn.Module | Mapping[str, Tensor], *, role: str =
         raise UsageError(must(role, rule, f"{bare}, which is on meta, sparse or quantised by torch", "Load it first"))
     in_memory = _InMemory(tensors)
     return _checkpoint(label, None, config, in_memory, in_memory.fingerprint(), in_memory.aliases)
-
-
-def read_config(file: Path) -> dict:
-    """A config.json.
-
-    Raises
-    ------
-    UsageError
-        If it is no JSON object.
-    """
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        got = " ".join(str(error).split())[:160]
-        raise UsageError(must(f"{file}", "be readable JSON", got, "Fetch or save the model again")) from None
-    if not isinstance(config, dict):
-        rule = "be a JSON object"
-        raise UsageError(must(f"{file}", rule, type(config).__name__, "Fetch or save the model again"))
-    return config
 
 
 class _InMemory:

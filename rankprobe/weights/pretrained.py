@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
-from rankprobe.weights.source import VOCABULARY_FILES, ModelSource, find_model, one_line, tokenizer_files, weight_files
+from rankprobe.weights.model_files import VOCABULARY_FILES, one_line, tokenizer_files, weight_files
+from rankprobe.weights.source import ModelSource, find_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

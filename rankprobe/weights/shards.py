@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from rankprobe.errors import UsageError, must
 
+INDEX_END = ".index.json"
 _AGAIN = "Fetch or save the model again"
 
 
@@ -45,8 +46,8 @@ def read_index(file: Path) -> dict[str, str]:
             rule = "name shards inside its own folder"
             raise UsageError(must(f"{file}", rule, repr(shard)[:160], _AGAIN))
         if not (file.parent / shard).is_file():
-            rule = "have all its shards beside it"
-            raise UsageError(must(f"{file}", rule, f"no {shard[:160]}", "Fetch the shard that is missing"))
+            got = f"no {shard[:160]} in {file.parent}, which {file.name} names"
+            raise UsageError(must("The model's weights", "be whole", got, "Fetch the shard that is missing"))
     return index
 
 

@@ -329,7 +329,7 @@ def test_no_network_is_one_line_within_seconds(tmp_path):
         silent.listen()
         port = silent.getsockname()[1]
         start = time.monotonic()
-        quick = "import rankprobe.weights.source as s; s.HUB_TIMEOUT_S = 0.5" + code
+        quick = "import rankprobe.weights.hub as hub; hub.HUB_TIMEOUT_S = 0.5" + code
         hanging = _python(quick, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{port}")
         assert time.monotonic() - start < 30
     refused = _python(code, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{port}")

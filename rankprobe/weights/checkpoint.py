@@ -17,7 +17,7 @@ from rankprobe.weights.model_files import read_config
 from rankprobe.weights.quantised import FLOATS, Reader, Scaled, dequantise, plan
 from rankprobe.weights.shards import INDEX_END, check_index, read_index
 from rankprobe.weights.tensor_file import Stored
-from rankprobe.weights.tensors import open_tensors
+from rankprobe.weights.tensors import TensorFiles, open_tensors
 
 # Which matrices a model may tie to its input embedding: the output's, and T5's and BART's copies of the input's.
 _INPUT = re.compile(r"(^|\.)(shared|word_embeddings|embed_tokens|wte|embed_in|tok_embeddings|tokens_embed|"
@@ -91,7 +91,14 @@ class Checkpoint:
         return tensor if self.dtypes[name] in FLOATS else tensor.to(torch.float32)
 
 
-def open_checkpoint(files: Sequence[Path], *, label: str, path: Path, config_file: Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    files: Sequence[Path],
+    *,
+    label: str,
+    path: Path,
+    config_file: Path | None = None,
+    tensors: TensorFiles | None = None,
+) -> Checkpoint:
     """Open a model's files; looks at headers alone, but reads what may be tied.
 
     Parameters
@@ -103,6 +110,8 @@ def open_checkpoint(files: Sequence[Path], *, label: str, path: Path, config_fil
         Folder or file, as it was asked for.
     config_file : Path, optional
         config.json, where there is one.
+    tensors : TensorFiles, optional
+        The files' tensors where they are open already.
 
     Raises
     ------
@@ -113,7 +122,7 @@ def open_checkpoint(files: Sequence[Path], *, label: str, path: Path, config_fil
     described = [] if config_file is None else [config_file]
     index = next((file for file in files if file.name.endswith(INDEX_END)), None)
     if index is None:
-        tensors = open_tensors(files)
+        tensors = tensors or open_tensors(files)
     else:
         described, parameters = [*described, index], read_index(index)
         files = [index.parent / shard for shard in sorted(set(parameters.values()))]
@@ -149,10 +158,6 @@ def checkpoint_in_memory(model: nn.Module | Mapping[str, Tensor], *, role: str =
         odd = next((n for n, t in tensors.items() if not isinstance(n, str) or not isinstance(t, Tensor)), "nothing")
         rule = "be tensors by name"
         raise UsageError(must(role, rule, f"{odd!r} of another type" if tensors else odd, "Pass a state dict"))
-    lora = next((name for name in tensors if ".lora_A" in name or ".lora_B" in name), None)
-    if lora is not None:
-        next_step = "Save it with save_pretrained and pass the folder, or merge it"
-        raise UsageError(must(role, "be a whole model where it is in memory", f"LoRA factors, {lora}", next_step))
     bare = next((n for n, t in tensors.items() if t.is_meta or t.layout != torch.strided or t.is_quantized), None)
     if bare is not None:
         rule = "hold dense tensors with data"
@@ -195,8 +200,13 @@ class _InMemory:
 def _checkpoint(
     label: str, path: Path | None, config: dict, tensors: Reader, hashed: str, aliases: Mapping[str, str]
 ) -> Checkpoint:
+    lora = next((name for name in tensors.stored if ".lora_A" in name or ".lora_B" in name), None)
+    if lora is not None:
+        next_step = "Merge it, or save the adapter with save_pretrained and pass that folder"
+        raise UsageError(must(label, "be a merged model or an adapter on disk", f"LoRA factors, {lora}", next_step))
     scaled, beside = plan(tensors, config, label)
-    shapes, dtypes, skipped = {}, {}, {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes, skipped = {}, {}
     for name, of in tensors.stored.items():
         if name in beside:
             continue

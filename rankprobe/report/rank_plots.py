@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from rankprobe.report import numbers as say
 from rankprobe.report.claims import full_energy_shares, functional_ranks
 from rankprobe.report.comparison import configurations, full_reference, main_lora, main_metric
 from rankprobe.report.findings import Findings
-from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, WIDTH_IN, Picture, score_ticks
+from rankprobe.report.matrix_plots import heat_map
+from rankprobe.report.matrix_plots import spectra as draw_spectra
+from rankprobe.report.style import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH_IN, Picture, score_ticks
 
 _KIND_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 _RULES = {
@@ -92,58 +90,23 @@ def spectra(findings: Findings) -> Picture | None:
     table = table[(table["sigma"] > 0) & table["kind"].isin(_KIND_ORDER)]
     if table.empty:
         return None
-    kinds = [k for k in _KIND_ORDER if k in set(table["kind"])]
-    layers = sorted(set(table["layer"].astype(int)))
-    columns = min(3, len(kinds))
-    rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(WIDTH_IN, 0.7 + 1.95 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    shades = mpl.colormaps["viridis"]
-    scale = Normalize(layers[0], max(layers[-1], layers[0] + 1))
-    looks = {"full": {"ls": "-", "lw": 1.1}, "lora": {"ls": "--", "lw": 0.9, "marker": "o", "markersize": 3.2}}
-    for axes, kind in zip(panels, kinds, strict=False):
-        for run in runs:
-            mine = table[(table["run_id"] == run["run_id"]) & (table["kind"] == kind)]
-            for layer, lines in mine.groupby("layer"):
-                axes.plot(
-                    lines["index"],
-                    lines["sigma"],
-                    color=shades(0.92 * scale(int(layer))),
-                    **looks[run["spec"]["method"]],
-                )
-        axes.set_title(kind)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.grid()
-        axes.set_axisbelow(True)
-    for axes in panels[len(kinds) :]:
-        axes.set_visible(False)
     # A square matrix's last few values fall by orders of magnitude; drawn in full, they would flatten all others.
     floor = float(table["sigma"].quantile(0.02))
     cut = table["sigma"].min() < floor / 10
-    if cut:
-        panels[0].set_ylim(bottom=floor / 1.5)
-    figure.supxlabel("index of the singular value (log scale)", fontsize=9)
-    figure.supylabel("singular value σ of dW (log scale)", fontsize=9)
-    if len(layers) > 1:
-        bar = figure.colorbar(
-            mpl.cm.ScalarMappable(scale, mpl.colors.ListedColormap(shades(np.linspace(0, 0.92, 256)))),
-            ax=list(panels),
-            aspect=30,
-            pad=0.01,
-            ticks=layers if len(layers) <= 12 else None,
-        )
-        bar.set_label("layer")
-    names = {"full": "full fine-tuning", "lora": ""}
-    handles = []
-    for run in runs:
-        name = names[run["spec"]["method"]] or f"LoRA r = {run['spec']['r']} on {run['spec']['targets']}"
-        handles.append(Line2D([], [], color=BLACK, label=name, **looks[run["spec"]["method"]]))
-    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    looks = {"full": {"ls": "-", "lw": 1.1}, "lora": {"ls": "--", "lw": 0.9, "marker": "o", "markersize": 3.2}}
+    methods = {run["run_id"]: run["spec"]["method"] for run in runs}
+    lora = "LoRA r = {r} on {targets}"
+    labels = {
+        run["spec"]["method"]: "full fine-tuning" if run["spec"]["method"] == "full" else lora.format(**run["spec"])
+        for run in runs
+    }
+    figure = draw_spectra(
+        table.assign(look=table["run_id"].map(methods)), looks, labels, bottom=floor / 1.5 if cut else None
+    )
     matrices = table.groupby("run_id")["name"].nunique()
     which = "; ".join(
-        f"{h.get_label()}, seed {run['spec']['seed']}, {matrices.get(run['run_id'], 0)} matrices"
-        for h, run in zip(handles, runs, strict=True)
+        f"{label}, seed {run['spec']['seed']}, {matrices.get(run['run_id'], 0)} matrices"
+        for label, run in zip(labels.values(), runs, strict=True)
     )
     caption = (
         f"All singular values of dW = W1 − W0, a panel a kind of matrix and a line a layer ({which}). Exact for these "
@@ -163,23 +126,7 @@ def energy_heat_map(findings: Findings) -> Picture | None:
     grid = shares.pivot_table(index="layer", columns="kind", values="pct", aggfunc="mean")[kinds]
     grid.index = grid.index.astype(int)
     counts = shares.pivot_table(index="layer", columns="kind", values="energy_rank_90", aggfunc="mean")[kinds]
-    figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.3 * len(grid)), layout="constrained")
-    axes = figure.subplots()
-    sns.heatmap(
-        grid.astype(float),
-        ax=axes,
-        cmap="viridis",
-        annot=counts.round().astype(int).to_numpy(),
-        fmt="d",
-        annot_kws={"fontsize": 8.5},
-        linewidths=0.8,
-        linecolor="white",
-        cbar_kws={"label": "% of min(m, n)", "aspect": 15},
-    )
-    axes.set_xlabel("kind of matrix")
-    axes.set_ylabel("layer")
-    axes.tick_params(axis="both", length=0)
-    axes.tick_params(axis="y", rotation=0)
+    figure = heat_map(grid, counts.map(lambda k: "" if pd.isna(k) else f"{k:.0f}"), label="% of min(m, n)")
     seeds = len(full_reference(configurations(findings.runs)))
     p = sorted(set(shares["p"].astype(int)))
     caption = (

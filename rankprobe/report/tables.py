@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rankprobe.analysis.spectrum import INTEGERS
 from rankprobe.report.comparison import (
     configurations,
     difference,
@@ -252,7 +253,8 @@ def _merged(runs: list[dict], name: str, keys: tuple[str, ...] = ("run_id", "met
             tables.append(table)
     if not tables:
         return pd.DataFrame()
-    return _integers(pd.concat(tables, ignore_index=True), "r", "layer")
+    # Of runs of an earlier version some columns are missing: empty there.
+    return _integers(pd.concat(tables, ignore_index=True), "r", *INTEGERS)
 
 
 def _integers(table: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from rankprobe.weights.pairing import Matrix, Pairing, Vector
 if TYPE_CHECKING:
     from rankprobe.weights.checkpoint import Checkpoint
 
-__all__ = ["Matrix", "Pairing", "Vector", "pair"]
+__all__ = ["Matrix", "NameFilter", "Pairing", "Vector", "pair"]
 
 _TASK_HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|score|qa_outputs|classification_head|logits_proj|summary)\.")
 _FEW = 0.1  # of the smaller side's block matrices: with fewer in common the two are different architectures
@@ -60,7 +60,7 @@ def pair(
     if base is None and not isinstance(tuned, AdapterSource):
         got = f"the whole model {tuned.label} alone"
         raise UsageError(must("TUNED", "be an adapter or come with its base", got, "Pass BASE and TUNED"))
-    keep, found = _Filter(include, exclude), Found()
+    keep, found = NameFilter(include, exclude), Found()
     if isinstance(tuned, AdapterSource):
         matching, saved = pair_adapter(base, tuned, found, fused=fused, keep=keep)
     else:
@@ -88,7 +88,7 @@ def pair(
     return pairing
 
 
-class _Filter:
+class NameFilter:
     """Which names --include and --exclude keep, and whether --exclude ever matched."""
 
     def __init__(self, include: str | None, exclude: str | None) -> None:
@@ -120,7 +120,7 @@ def _regex(option: str, pattern: str | None) -> re.Pattern | None:
         raise UsageError(must(option, "be a regular expression", got, "Correct the expression")) from None
 
 
-def _pair_models(base: Checkpoint, tuned: Checkpoint, found: Found, *, fused: bool, keep: _Filter) -> Matching:
+def _pair_models(base: Checkpoint, tuned: Checkpoint, found: Found, *, fused: bool, keep: NameFilter) -> Matching:
     for side, role in ((base, "BASE"), (tuned, "TUNED")):
         factor = next((name for name in side.shapes if ".lora_A" in name), None)
         if factor is not None:

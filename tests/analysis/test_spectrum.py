@@ -1,5 +1,6 @@
 """The table of every weight update: right numbers beside the right names."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from rankprobe.analysis.spectrum import COLUMNS, RANK_COLUMNS, medians, spectrum
+from rankprobe.analysis.spectrum import COLUMNS, RANK_COLUMNS, spectrum
+from rankprobe.analysis.spectrum_tables import medians
 from rankprobe.errors import UsageError
 from rankprobe.weights.delta import Delta
 
@@ -55,7 +57,9 @@ def test_closed_form():
 
 
 def test_columns_are_the_contracts():
-    ranks, spectra = spectrum([dense(normal(3, 3))])
+    W0 = normal(3, 3)
+    W1 = W0 + 0.1 * normal(3, 3, seed=1)
+    ranks, spectra = spectrum([dataclasses.replace(dense(W1 - W0), W0=W0, W1=W1, dtype_tuned="float64")])
     assert tuple(ranks.columns) == COLUMNS
     assert list(spectra.columns) == ["name", "index", "sigma"]
     assert not ranks.isna().any(axis=None)

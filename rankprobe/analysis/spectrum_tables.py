@@ -1,0 +1,132 @@
+"""ranks.csv in fewer rows: medians by kind and by layer, and what the storage dtype did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rankprobe.analysis.spectrum import INTEGERS, NOISE_RANKS
+
+OUTSIDE = "outside"
+
+
+def read_ranks(path) -> pd.DataFrame:
+    """ranks.csv as :func:`rankprobe.analysis.spectrum.spectrum` gives it, that of an earlier version too.
+
+    Columns that an earlier version did not write are there and empty.
+    """
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    for column in (*NOISE_RANKS, "storage_floor", "bulk_to_floor", "unchanged_fraction", "relative_change"):
+        if column not in table:
+            table[column] = float("nan")
+    numbers = table.columns.difference(["name", "kind", "dtype_base", "dtype_tuned", "source", "decomposition"])
+    table[numbers] = table[numbers].apply(pd.to_numeric)
+    texts = {c: table[c].fillna("") for c in ("name", "kind", "dtype_base", "dtype_tuned", "source") if c in table}
+    return table.assign(**texts).astype(dict.fromkeys(INTEGERS, "Int64"))
+
+
+def energy_columns(ranks: pd.DataFrame) -> list[str]:
+    """The columns of shares of the energy that a table has."""
+    return [c for c in ranks.columns if str(c).startswith("energy_rank_")]
+
+
+def medians(ranks: pd.DataFrame, by: str = "kind", *, outside: bool = False) -> pd.DataFrame:
+    """Median of relative_change and every rank column over the blocks' matrices of each kind, or of each layer.
+
+    Embeddings and what lies outside the blocks would be mixed with other things by a median: they are left out, or
+    have rows of their own.
+
+    Parameters
+    ----------
+    ranks : DataFrame
+        From :func:`rankprobe.analysis.spectrum.spectrum` or :func:`read_ranks`.
+    by : str
+        ``kind`` (in order of first appearance) or ``layer`` (ascending).
+    outside : bool
+        By kind: rows after the others for what lies outside the blocks, as ``embed`` and ``other, outside``.
+
+    Returns
+    -------
+    DataFrame
+        kind or layer, matrices (how many the median is of), swallowed (of how many the storage dtype swallowed the
+        update), change_share (of Σ||dW||_F² over the whole table), relative_change, the rank columns that the table
+        has, and unchanged_fraction. A median is empty where no matrix has a value, storage_rank's is of those that
+        have one.
+    """
+    energy = (ranks["fro_norm"] / (ranks["fro_norm"].max() or 1.0)) ** 2  # squares of tiny norms would vanish
+    ranks = ranks.assign(change_share=energy / (energy.sum() or 1.0))
+    inside = ranks["layer"].notna() & (ranks["kind"] != "embed")
+    table = _medians(ranks[inside].astype({"layer": int}), by)
+    if outside and by == "kind" and not inside.all():
+        rest = ranks[~inside]
+        rest = rest.assign(kind=rest["kind"].where(rest["kind"] == "embed", rest["kind"] + f", {OUTSIDE}"))
+        rest = _medians(rest, by)
+        table = pd.concat([table, rest], ignore_index=True) if len(table) else rest
+    return table
+
+
+def _medians(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    soft = ["stable_rank", "effective_rank", "participation_ratio"]
+    wanted = ["relative_change", *soft, *energy_columns(rows), "numerical_rank", *NOISE_RANKS, "unchanged_fraction"]
+    present = [c for c in wanted if c in rows]
+    groups = rows.assign(swallowed=swallowed(rows), **{c: rows[c].astype("float64") for c in present}).groupby(
+        by, sort=by == "layer"
+    )
+    table = groups[present].median()
+    table.insert(0, "change_share", groups["change_share"].sum())
+    table.insert(0, "swallowed", groups["swallowed"].sum().astype(int))
+    table.insert(0, "matrices", groups.size())
+    return table.reset_index()
+
+
+def swallowed(ranks: pd.DataFrame) -> pd.Series:
+    """Whether the storage dtype swallowed a matrix's update: it has a noise floor and no storage_rank."""
+    if "storage_floor" not in ranks or "storage_rank" not in ranks:
+        return pd.Series(False, index=ranks.index)
+    return ranks["storage_floor"].notna() & ranks["storage_rank"].isna()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What storing TUNED in one dtype did to its updates.
+
+    Attributes
+    ----------
+    dtype : str
+    matrices : int
+        With a noise floor.
+    swallowed : int
+        Of how many it swallowed the update.
+    unchanged : float
+        Share of all their weights that did not change.
+    unchanged_swallowed : float
+        Likewise, of the swallowed ones; NaN where there is none.
+    bulk_to_floor : float
+        Median; NaN where nothing changed.
+    """
+
+    dtype: str
+    matrices: int
+    swallowed: int
+    unchanged: float
+    unchanged_swallowed: float
+    bulk_to_floor: float
+
+
+def storage_by_dtype(ranks: pd.DataFrame) -> list[Storage]:
+    """What each storage dtype of TUNED did; empty where no noise was drawn."""
+    if "storage_floor" not in ranks:
+        return []
+    rows = ranks[ranks["storage_floor"].notna()]
+    found = []
+    for dtype, part in rows.groupby("dtype_tuned", sort=False):
+        gone = part[swallowed(part)]
+        bulk = part["bulk_to_floor"].median()
+        found.append(Storage(dtype, len(part), len(gone), _unchanged(part), _unchanged(gone), float(bulk)))
+    return found
+
+
+def _unchanged(rows: pd.DataFrame) -> float:
+    weights = rows["m"] * rows["n"]
+    return float((rows["unchanged_fraction"] * weights).sum() / weights.sum()) if len(rows) else float("nan")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rankprobe.errors import UsageError, must
@@ -26,6 +23,7 @@ from rankprobe.weights.peft_files import (
     read_config,
     weights_file,
 )
+from rankprobe.weights.tensors import open_tensors
 
 __all__ = [
     "Adapter",
@@ -131,7 +129,7 @@ def load_adapter(folder: Path) -> Adapter:
     """
     folder = Path(folder)
     config, file = read_config(folder), weights_file(folder)
-    source = parse(folder, config, _InMemory(_read_tensors(file)), file)
+    source = parse(folder, config, open_tensors([file]), file)
     more = next((path for path, of in source.modules.items() if of.embedding), None) or next(iter(source.skipped), None)
     if source.config.get("lora_bias") or any(of.bias for of in source.modules.values()):
         more = "lora_bias: true"
@@ -139,36 +137,6 @@ def load_adapter(folder: Path) -> Adapter:
         raise UsageError(must("adapter", "adapt linear layers by a plain B @ A", more, "Merge it with peft first"))
     factors = {path: source.factors(path) for path in source.modules}
     return Adapter(factors, {name: source.read_saved(name) for name in source.saved}, source.config)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class _InMemory:
-    """Tensors that were read all at once, as :class:`rankprobe.weights.tensors.TensorFiles` gives them out."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-        self.stored = {n: _Stored(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        safe = file.suffix == ".safetensors"
-        tensors = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        got = " ".join(str(error).split())[:160]
-        raise UsageError(must("adapter weights", "be readable", got, "Save the adapter again")) from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        got = f"something else in {file.name}"
-        raise UsageError(must("adapter weights", "be tensors by name", got, "Save the adapter again"))
-    return tensors
 
 
 def _most_common(values) -> object:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.architecture import kind_of
 from rankprobe.weights.factors import AdapterModule, AdapterSource, scaling_of
-from rankprobe.weights.peft_files import CONFIG_FILE, fingerprint
-
-if TYPE_CHECKING:
-    from rankprobe.weights.tensors import TensorFiles
+from rankprobe.weights.fingerprint import fingerprint
+from rankprobe.weights.peft_files import CONFIG_FILE
+from rankprobe.weights.tensors import TensorFiles, open_tensors
 
 # Of a fused qkv, as the authors' GPT-2 has them: enable_lora=[True, False, True], or all three.
 _PARTS = {2: ("q", "v"), 3: ("q", "k", "v")}
@@ -43,8 +41,6 @@ def open_loralib(file: Path, alpha: float | None) -> AdapterSource:
     loralib's MergedLinear applies stacked factors as a grouped convolution: group i is
     ``lora_B[i * rows : (i + 1) * rows] @ lora_A[i * r : (i + 1) * r]``. Two groups are q and v, three are q, k, v.
     """
-    from rankprobe.weights.tensors import open_tensors
-
     file = Path(file)
     tensors = open_tensors([file])
     paths = [key.removesuffix(".lora_A") for key in tensors.stored if key.endswith(".lora_A")]

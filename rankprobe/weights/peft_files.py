@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.factors import AdapterModule, AdapterSource, scaling_of
-
-if TYPE_CHECKING:
-    from rankprobe.weights.tensors import TensorFiles
+from rankprobe.weights.fingerprint import fingerprint
+from rankprobe.weights.tensors import TensorFiles, open_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -56,8 +53,6 @@ def open_peft(folder: Path, *, alpha: float | None = None) -> AdapterSource:
     As PEFT 0.18 reads it: a pattern's key is a regular expression for the end of a module's path and the first one
     that matches wins; r for the scaling is the factors' own.
     """
-    from rankprobe.weights.tensors import open_tensors
-
     folder = Path(folder)
     config = read_config(folder)
     if alpha is not None:
@@ -151,17 +146,6 @@ def read_config(folder: Path) -> dict:
         if config.get(option) is not None:
             _number(option, config[option])
     return config
-
-
-def fingerprint(files: Iterable[Path], tensors: TensorFiles) -> str:
-    """Short hash of files' sizes and times of change, and of the names, shapes and dtypes in them."""
-    total = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        total.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    for name, stored in sorted(tensors.stored.items()):
-        total.update(f"{name} {tuple(stored.shape)} {stored.dtype}\n".encode())
-    return total.hexdigest()[:16]
 
 
 def _sort_keys(tensors: TensorFiles) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, str]]:

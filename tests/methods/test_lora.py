@@ -95,7 +95,8 @@ def test_peft_loads_what_we_save_and_gives_the_same_logits(tiny, tmp_path, rslor
     save_lora(tmp_path / "adapter", model, layers, head, rslora=rslora, base_model="tiny")
     base, _, _ = load_classifier(find_model(folder), 3, seed=99)  # another head: the adapter must carry ours
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
-    torch.testing.assert_close(logits(theirs, batch), ours, rtol=1e-5, atol=1e-5)
+    # These factors are large, and processors round float32 differently: up to 1.3e-5 was seen.
+    torch.testing.assert_close(logits(theirs, batch), ours, rtol=1e-5, atol=5e-5)
     again, _, _ = load_classifier(find_model(folder), 3, seed=99)
     load_lora(again, load_adapter(tmp_path / "adapter"))
     torch.testing.assert_close(logits(again, batch), ours, rtol=1e-5, atol=1e-5)
@@ -172,5 +173,5 @@ def test_a_damaged_adapter_is_refused(tmp_path):
     save_lora(tmp_path / "a", model, with_lora(model), head_parameters(model), rslora=False, base_model="")
     weights = tmp_path / "a" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UsageError, match="adapter weights must be readable"):
+    with pytest.raises(UsageError, match="adapter_model.safetensors must be a whole safetensors file"):
         load_adapter(tmp_path / "a")

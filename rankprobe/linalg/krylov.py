@@ -13,10 +13,12 @@ from rankprobe.linalg.gram import EPS
 
 # More columns a block than triplets wanted.
 _OVERSAMPLING = 8
-# Largest basis, as a share of the smaller side; beyond it the Gram matrix's eigenvectors cost less.
-_BASIS = 1 / 2
-# Done when a step adds less than this share of the energy that is left out: a tenth of what 1.001 times the optimum is.
-_GAIN = 2e-4
+# Largest basis, as a share of the smaller side: for a number of triplets, for a share of the energy. Beyond it the Gram
+# matrix's eigenvectors cost less than going on, and what was spent is at most half as much again.
+_BASIS_OF_COUNT, _BASIS_OF_SHARE = 1 / 3, 1 / 4
+# Done when the steps to come will add less than this share of the energy that is left out: four tenths of what 1.001 of
+# the optimum allows.
+_TO_GAIN = 8e-4
 # Done in any case when no more than this share of all energy is left out: the square of 5e-7.
 _NOTHING = 2.5e-13
 # A step that adds less than this share of all energy has come to rounding.
@@ -51,13 +53,14 @@ class Step:
 
 def by_count(M: Tensor, k: int, total: float, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """k leading triplets of M (m, n), m >= n, of energy ``total``; None if the basis would grow too large."""
-    before = -math.inf
-    for step in _steps(M, k + _OVERSAMPLING, seed):
-        kept = float(step.energies[:k].sum())
-        left = total - kept
-        if left <= _NOTHING * total or kept - before <= _GAIN * left:
+    before = gain = None
+    for step in _steps(M, k + _OVERSAMPLING, _BASIS_OF_COUNT, seed):
+        found = step.energies[:k]
+        gain, last_gain = None if before is None else (found - before).clamp(min=0), gain
+        left = total - float(found.sum())
+        if left <= _NOTHING * total or (gain is not None and _to_come(gain, last_gain) <= _TO_GAIN * left):
             return step.triplets(k)
-        before = kept
+        before = found
     return None
 
 
@@ -66,7 +69,7 @@ def by_share(M: Tensor, share: float, slack: float, total: float, seed: int) -> 
     size = max(2 * _OVERSAMPLING, M.shape[1] // 32)
     need = (share - slack) * total
     before = torch.zeros(0)
-    for step in _steps(M, size, seed):
+    for step in _steps(M, size, _BASIS_OF_SHARE, seed):
         running = step.energies.cumsum(0)
         c = len(running)
         count = int((running < need).sum()) + 1
@@ -77,19 +80,29 @@ def by_share(M: Tensor, share: float, slack: float, total: float, seed: int) -> 
             # One fewer might do once the values have grown: not if they would have to grow ten steps' worth.
             certain = gain <= _ROUNDING * total or short > 10 * gain
             left = total - kept
-            if certain and (left <= _NOTHING * total or gain <= _GAIN * left):
+            if certain and (left <= _NOTHING * total or gain <= _TO_GAIN * left):
                 return step.triplets(count)
         elif len(before):
             # Blocks find less and less: hopeless where as much as the last one's, from each to come, is not enough.
             found = float(step.W[:, -size:].square().sum())
-            if float(running[-1]) + found * (_BASIS * M.shape[1] - c) / size < need:
+            if float(running[-1]) + found * (_BASIS_OF_SHARE * M.shape[1] - c) / size < need:
                 return None
         before = running
     return None
 
 
-def _steps(M: Tensor, size: int, seed: int) -> Iterator[Step]:
-    """Bases of one block after the other, each of ``size`` columns, while they are small enough."""
+def _to_come(gain: Tensor, last_gain: Tensor | None) -> float:
+    """What all further steps will add to the energies, if each adds the same share of the one before: it adds less.
+
+    Value by value, for large ones converge long before those at the edge of a bulk. Before there are two steps to tell,
+    each is taken to add three quarters of the one before.
+    """
+    ratio = torch.full_like(gain, 0.75) if last_gain is None else (gain / last_gain).nan_to_num(0.75).clamp(max=0.9)
+    return float((gain * ratio / (1 - ratio)).sum())
+
+
+def _steps(M: Tensor, size: int, share: float, seed: int) -> Iterator[Step]:
+    """Bases of one block after the other, each of ``size`` columns, up to a share of M's."""
     m, n = M.shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -97,14 +110,14 @@ def _steps(M: Tensor, size: int, seed: int) -> Iterator[Step]:
         # Drawn on the CPU, so that every device starts from the same.
         return torch.randn(rows, size, dtype=M.dtype, generator=generator).to(M.device)
 
-    if size > _BASIS * n:
+    if size > share * n:
         return
     V = torch.linalg.qr(M.T @ random(m)).Q
     W = M @ V
     while True:
         energies, Y = torch.linalg.eigh(W.T @ W)
         yield Step(V, W, energies.flip(0).clamp(min=0), Y.flip(1))
-        if V.shape[1] + size > _BASIS * n:
+        if V.shape[1] + size > share * n:
             return
         new = M.T @ W[:, -size:]
         # Where M's range is used up this leaves nothing, and noise of the size of rounding gives other directions.

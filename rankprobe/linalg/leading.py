@@ -25,7 +25,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 # Smaller matrices are decomposed directly.
 _LEAST_SIDE = 64
 # Block Krylov up to this share of the smaller side; beyond the other, all eigenvectors of the Gram matrix are computed.
-_FEW, _MANY = 1 / 8, 1 / 4
+_FEW, _MANY = 1 / 10, 1 / 4
 # Singular vectors are taken from the Gram matrix down to this share of σ₁: what it leaves off is then 1e-11 of σ₁.
 _GRAM_REACH = 1e-5
 # A share of the energy that is missed by this much counts as held: sums of squares are not better known.
@@ -95,11 +95,12 @@ def leading(M: Tensor, k: int | None = None, *, energy: float | None = None, nam
     -----
     Block Krylov: from an orthonormal ``V₁`` of ``Mᵀ`` times a random matrix of k + 8 columns, blocks ``V_j`` are added
     that span ``MᵀM V_{j-1}``, each orthogonalised against all before it; the best part of M within their span comes
-    from ``(MV)ᵀ(MV)``. It stops when a step raises ``Σσ²`` by less than 2e-4 of the energy that is left out, and turns
-    to the Gram matrix when the basis would exceed half the smaller side. As ``U S = M V`` holds for what is given, the
-    residual is exactly ``sqrt(||M||_F² - Σσ²)``; where it is below 1e-4 of ``||M||_F`` that would cancel, and it is
-    computed from the matrices themselves. The singular values are never above the exact ones by more than rounding;
-    where values lie close together, single ones and their vectors may mix, which leaves the part as good.
+    from ``(MV)ᵀ(MV)``. It stops when all further steps together will raise ``Σσ²`` by less than 8e-4 of the energy that
+    is left out, judged by the last two, and turns to the Gram matrix when the basis would exceed a third of the smaller
+    side. As ``U S = M V`` holds for what is given, the residual is exactly ``sqrt(||M||_F² - Σσ²)``; where it is below
+    1e-4 of ``||M||_F`` that would cancel, and it is computed from the matrices themselves. The singular values are
+    never above the exact ones by more than rounding; where values lie close together, single ones and their vectors may
+    mix, which leaves the part as good.
 
     With ``energy`` the iteration goes on until a step cannot change the count any more, so that it is that of
     ``energy_rank`` of all singular values unless the share is met to within 1e-11.

@@ -68,7 +68,7 @@ def test_small_values_survive_where_a_gram_matrix_would_lose_them():
     S = svdvals_dense(M)
     assert float((S - values).abs().max()) < 1e-15
     gram = torch.linalg.eigvalsh(M.T @ M).clamp(min=0).sqrt()
-    assert float((gram.flip(0) - values).abs().max()) > 1e-10  # the method that this test keeps out
+    assert float((gram.flip(0) / values - 1).abs().max()) > 0.5  # the method that this test keeps out
 
 
 def test_half_precision_is_upcast_before_anything_else():

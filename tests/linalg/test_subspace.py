@@ -176,6 +176,7 @@ def test_random_overlap_out_of_range_is_refused(arguments):
 def test_principal_angles_are_scipys(i, j):
     X, Y = random_basis(20, i, i), random_basis(20, j, 100 + j)
     expected = torch.from_numpy(scipy.linalg.subspace_angles(X.numpy(), Y.numpy())).flip(0)
+    expected[: max(0, i + j - 20)] = 0.0  # subspaces of so many dimensions meet; scipy's zeros are off by up to 3e-8
     torch.testing.assert_close(principal_angles(X, Y), expected, atol=1e-14, rtol=1e-12)
 
 

@@ -178,6 +178,9 @@ def _scaled(name: str, tensors: Reader, settings: Mapping, label: str) -> Scaled
     scale = next((f"{name}{end}" for end in ("_scale_inv", "_scale") if f"{name}{end}" in tensors.stored), None)
     if scale is None or of.dtype == "uint8":
         return None
+    if of.dtype == "int8" and (scale.endswith("_inv") or tensors.stored[scale].dtype not in FLOATS):
+        # Nothing else tells them from 8-bit numbers: transformers' fp8 models keep two float4 numbers in a byte so.
+        raise _refusal(label, f"{name} in int8 with {scale}, as packed float4 has", settings.get("quant_method"))
     if tensors.stored[scale].dtype not in (*FLOATS, "float8_e8m0fnu"):
         raise _refusal(label, f"{scale} in {tensors.stored[scale].dtype}", settings.get("quant_method"))
     if f"{name}_g_idx" in tensors.stored:

@@ -27,6 +27,7 @@ _COMMANDS = {
     "sweep": ("sweep", "sweep"),
     "spectrum": ("spectrum", "spectrum"),
     "compare": ("compare", "compare"),
+    "extract": ("extract", "extract"),
     "latency": ("latency", "latency"),
     "params": ("params", "params"),
     "data": ("data", "data"),

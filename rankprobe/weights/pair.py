@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Matrix", "NameFilter", "Pairing", "Vector", "pair"]
 
 _TASK_HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|score|qa_outputs|classification_head|logits_proj|summary)\.")
+# What a base has from pretraining and loses when a task head takes its place.
+_PRETRAINING_HEAD = re.compile(r"(^|\.)(lm_head|cls|pooler|embed_out|(generator_|discriminator_)?predictions|"
+                               r"vocab_(transform|layer_norm|projector))\.")  # fmt: skip
 _FEW = 0.1  # of the smaller side's block matrices: with fewer in common the two are different architectures
 
 
@@ -151,7 +154,7 @@ def _in_block(name: str, shape: tuple[int, ...]) -> bool:
 def _check_heads(base: Checkpoint, tuned: Checkpoint, pairing: Pairing) -> None:
     """Fine-tuning adds a task head; where the base alone has one, the two were probably swapped."""
     heads = [name for name in pairing.only_base if _TASK_HEAD.search(name)]
-    if heads and not pairing.only_tuned:
+    if heads and all(_PRETRAINING_HEAD.search(name) for name in pairing.only_tuned):
         head = _TASK_HEAD.search(heads[0])[2]
         got = f"{heads[0]} in {base.label} alone"
         next_step = f"Swap the two, or leave it out with --exclude '{head}' where BASE was tuned before"

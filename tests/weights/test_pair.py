@@ -230,6 +230,10 @@ def test_swapped_sides_are_noticed(tmp_path):
     with pytest.raises(UsageError, match=message):
         pair(tuned, plain)
     assert pair(tuned, plain, exclude="classifier").matrices
+    # A published base has what it was pretrained with in the head's place.
+    for part in ("pooler.dense.weight", "lm_head.dense.weight", "cls.predictions.transform.dense.weight"):
+        with pytest.raises(UsageError, match=message):
+            pair(tuned, Memory(bert_like(**{part: random(8, 8)}), "plain"))
     # Another head in its place is a second tuning, not a swap.
     assert pair(tuned, Memory(bert_like(**{"score.weight": random(3, 8)}))).only_base == list(head)
     adapter = open_peft(adapter_of(tmp_path, {"layer.0.query": (8, 8)}))

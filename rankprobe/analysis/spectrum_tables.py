@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,6 +10,19 @@ import pandas as pd
 from rankprobe.analysis.spectrum import INTEGERS, NOISE_RANKS
 
 OUTSIDE = "outside"
+_KIND_ORDER = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")
+_LAST = ("other", "embed")  # what is no part of a block's attention or feed-forward comes last
+
+
+def in_order(kinds: Iterable[str]) -> list[str]:
+    """Kinds as tables and pictures show them: as data flow through a block, and what is none of it last.
+
+    >>> in_order(["embed", "down", "q", "other", "conv"])
+    ['q', 'down', 'conv', 'other', 'embed']
+    """
+    there = dict.fromkeys(kinds)
+    middle = [k for k in there if k not in _KIND_ORDER + _LAST]
+    return [*(k for k in _KIND_ORDER if k in there), *middle, *(k for k in _LAST if k in there)]
 
 
 def read_ranks(path) -> pd.DataFrame:
@@ -16,7 +30,7 @@ def read_ranks(path) -> pd.DataFrame:
 
     Columns that an earlier version did not write are there and empty.
     """
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     for column in (*NOISE_RANKS, "storage_floor", "bulk_to_floor", "unchanged_fraction", "relative_change"):
         if column not in table:
             table[column] = float("nan")
@@ -42,7 +56,7 @@ def medians(ranks: pd.DataFrame, by: str = "kind", *, outside: bool = False) -> 
     ranks : DataFrame
         From :func:`rankprobe.analysis.spectrum.spectrum` or :func:`read_ranks`.
     by : str
-        ``kind`` (in order of first appearance) or ``layer`` (ascending).
+        ``kind`` (by :func:`in_order`) or ``layer`` (ascending).
     outside : bool
         By kind: rows after the others for what lies outside the blocks, as ``embed`` and ``other, outside``.
 
@@ -51,8 +65,8 @@ def medians(ranks: pd.DataFrame, by: str = "kind", *, outside: bool = False) -> 
     DataFrame
         kind or layer, matrices (how many the median is of), swallowed (of how many the storage dtype swallowed the
         update), change_share (of Σ||dW||_F² over the whole table), relative_change, the rank columns that the table
-        has, and unchanged_fraction. A median is empty where no matrix has a value, storage_rank's is of those that
-        have one.
+        has, and unchanged_fraction. Ranks are those of the matrices whose update was not swallowed: of what rounding
+        left of the others, a rank says nothing about what was learned. Empty where no matrix has a value.
     """
     energy = (ranks["fro_norm"] / (ranks["fro_norm"].max() or 1.0)) ** 2  # squares of tiny norms would vanish
     ranks = ranks.assign(change_share=energy / (energy.sum() or 1.0))
@@ -68,16 +82,16 @@ def medians(ranks: pd.DataFrame, by: str = "kind", *, outside: bool = False) -> 
 
 def _medians(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     soft = ["stable_rank", "effective_rank", "participation_ratio"]
-    wanted = ["relative_change", *soft, *energy_columns(rows), "numerical_rank", *NOISE_RANKS, "unchanged_fraction"]
-    present = [c for c in wanted if c in rows]
-    groups = rows.assign(swallowed=swallowed(rows), **{c: rows[c].astype("float64") for c in present}).groupby(
-        by, sort=by == "layer"
-    )
+    ranks = [*soft, *energy_columns(rows), "numerical_rank", *NOISE_RANKS]
+    present = [c for c in ("relative_change", *ranks, "unchanged_fraction") if c in rows]
+    gone = swallowed(rows)
+    values = {c: rows[c].astype("float64").mask(gone & (c in ranks)) for c in present}
+    groups = rows.assign(swallowed=gone, **values).groupby(by)
     table = groups[present].median()
     table.insert(0, "change_share", groups["change_share"].sum())
     table.insert(0, "swallowed", groups["swallowed"].sum().astype(int))
     table.insert(0, "matrices", groups.size())
-    return table.reset_index()
+    return (table if by == "layer" else table.loc[in_order(rows[by])]).reset_index()
 
 
 def swallowed(ranks: pd.DataFrame) -> pd.Series:

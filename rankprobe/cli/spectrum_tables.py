@@ -6,7 +6,7 @@ import click
 import pandas as pd
 
 from rankprobe.analysis.spectrum import energy_column
-from rankprobe.analysis.spectrum_tables import medians
+from rankprobe.analysis.spectrum_tables import medians, swallowed
 from rankprobe.cli.show import print_table
 from rankprobe.report.spectrum_words import storage_words
 
@@ -36,12 +36,12 @@ def print_ranks(ranks: pd.DataFrame, *, by: str | None, form: str, energy: float
             click.echo(table.to_json(orient="records", indent=1, double_precision=15))
         return
     if by == "matrix":
-        note = f"change: ‖dW‖/‖W0‖; {_note(ranks, energy)}"
+        note = _note(ranks, energy)
         print_table(_shown(ranks.assign(shape=_shapes(ranks)), ["name", "shape"], energy), title=title, notes=note)
     else:
         kinds = medians(ranks, "kind", outside=True)
         layers = medians(ranks, "layer")
-        note = f"medians over the matrices of a {by or 'kind or layer'}; change: ‖dW‖/‖W0‖; {_note(ranks, energy)}"
+        note = f"medians over the matrices of a {by or 'kind or layer'}; {_note(ranks, energy)}"
         if by != "layer":
             single = by is None and len(layers) < 2
             print_table(_shown(kinds, ["kind", "matrices", "of ‖dW‖² %"], energy), title=f"{title}, by kind",
@@ -55,6 +55,7 @@ def print_ranks(ranks: pd.DataFrame, *, by: str | None, form: str, energy: float
 
 def _shown(table: pd.DataFrame, first: list[str], energy: float) -> pd.DataFrame:
     """The columns that people see, under names of one short word a line; those without any value are left out."""
+    gone = swallowed(table) if "name" in table else table["swallowed"] == table["matrices"]
     columns = {
         "change %": 100 * table["relative_change"],
         "stable rank": table["stable_rank"],
@@ -69,9 +70,14 @@ def _shown(table: pd.DataFrame, first: list[str], energy: float) -> pd.DataFrame
         table = table.assign(**{"of ‖dW‖² %": 100 * table["change_share"]})
     shown = table[first].copy()
     for name, values in columns.items():
+        if "rank" in name and gone.any():
+            values = values.astype("float64").mask(gone)
+            if name == "storage rank":
+                values = values.map(lambda k: f"{_short(k):g}").mask(gone, "swallowed")
         if values.notna().any():
-            shown[name] = values.astype("float64").map(_short) if values.dtype == "float64" else values
-    return shown
+            shown[name] = values.map(_short) if values.dtype == "float64" else values
+    # A line a word: where all columns would not fit side by side, the last ones would be cut off.
+    return shown.rename(columns=lambda name: name.replace(" ", "\n"))
 
 
 def _short(value: float) -> float:
@@ -84,10 +90,13 @@ def _shapes(ranks: pd.DataFrame) -> pd.Series:
 
 
 def _note(ranks: pd.DataFrame, energy: float) -> str:
-    words = [f"energy rank {100 * energy:g}: directions that hold {100 * energy:g} % of Σσ²", "num.: numerical"]
+    words = ["change: ‖dW‖/‖W0‖"] if ranks["relative_change"].notna().any() else []
+    told = not swallowed(ranks).all()
+    if told:
+        words += [f"energy rank {100 * energy:g}: directions that hold {100 * energy:g} % of Σσ²", "num.: numerical"]
     if ranks["storage_floor"].notna().any():
         words.append("storage: above the noise of rounding to the storage dtype")
-    if ranks["mp_rank"].notna().any():
+    if told and ranks["mp_rank"].notna().any():
         words.append("mp, gd: above white noise (Marchenko-Pastur, Gavish-Donoho)")
     if ranks["unchanged_fraction"].notna().any():
         words.append("same: weights that did not change")

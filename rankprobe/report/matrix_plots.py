@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -13,13 +13,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
+from rankprobe.analysis.spectrum_tables import in_order
 from rankprobe.report.style import BLACK, GREY, ORANGE, WIDTH_IN
 
-KIND_ORDER = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")
-_LAST = ("other", "embed")  # what is no part of a block's attention or feed-forward comes last
 _MANY_LAYERS = 24  # beyond it cells are too low for numbers
+_FEW_VALUES = 64
 _NOTHING = "#dedede"
 
 
@@ -29,17 +29,6 @@ class Floor:
 
     low: float
     high: float
-
-
-def in_order(kinds: Iterable[str]) -> list[str]:
-    """Kinds as pictures show them: as data flow through a block, and what is none of it last.
-
-    >>> in_order(["embed", "down", "q", "other", "conv"])
-    ['q', 'down', 'conv', 'other', 'embed']
-    """
-    there = dict.fromkeys(kinds)
-    middle = [k for k in there if k not in KIND_ORDER + _LAST]
-    return [*(k for k in KIND_ORDER if k in there), *middle, *(k for k in _LAST if k in there)]
 
 
 def heat_map(
@@ -148,7 +137,7 @@ def spectra(
     for place, axes in enumerate(panels[: len(kinds)]):
         # A shared axis has its numbers in the lowest row only: above a panel that is not there, they come one up.
         axes.tick_params(labelbottom=place + columns >= len(kinds))
-    _decades(panels[0], lines, bottom)
+    _limits(panels[0], lines, bottom)
     figure.supxlabel("index of the singular value (log scale)", fontsize=9)
     figure.supylabel("singular value σ of dW (log scale)", fontsize=9)
     if len(layers) > 1:
@@ -168,13 +157,20 @@ def spectra(
     return figure
 
 
-def _decades(axes, lines: pd.DataFrame, bottom: float | None) -> None:
+def _limits(axes, lines: pd.DataFrame, bottom: float | None) -> None:
     """Limits and ticks that also read where all values lie within one decade, or within twenty."""
     top, low = float(lines["sigma"].max()), bottom or float(lines["sigma"].min())
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
-    if lines["index"].max() == 1:
-        axes.set_xlim(0.5, 2)
     if top / low > 10:
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    longest = int(lines["index"].max())
+    if longest == 1:
+        axes.set_xlim(0.5, 2)
+    if longest <= _FEW_VALUES:  # of an adapter: decades alone would leave one tick, and matplotlib's filling collides
+        axes.set_xticks([2**i for i in range(longest.bit_length())], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+    else:
+        axes.xaxis.set_minor_formatter(NullFormatter())

@@ -81,29 +81,40 @@ def _table(result: SpectrumResult, by: str) -> Table | None:
             Cell(str(r[by])), Cell(say.count(r["matrices"])), Cell(say.percent(100 * r["change_share"])),
             *([Cell(say.percent(100 * r["relative_change"]))] if relative else []),
             Cell(say.number(r["stable_rank"])), Cell(say.number(r["effective_rank"])),
-            Cell(say.number(r[column], 0)), Cell(say.number(r["numerical_rank"], 0)),
+            Cell(_count(r[column])), Cell(_count(r["numerical_rank"])),
         ]  # fmt: skip
         if storage:
-            gone = f"swallowed in {r['swallowed']} of {r['matrices']}" if r["swallowed"] else ""
-            row.append(Cell(say.number(r["storage_rank"], 0), gone))
+            row.append(_storage_cell(r))
         if aware:
-            row += [Cell(say.number(r["mp_rank"], 0)), Cell(say.number(r["gd_rank"], 0))]
+            row += [Cell(_count(r["mp_rank"])), Cell(_count(r["gd_rank"]))]
             row.append(Cell(say.percent(100 * r["unchanged_fraction"])))
         rows.append(row)
     heads = [
-        by, "matrices", "of ‖dW‖²", *(["‖dW‖/‖W0‖"] if relative else []), "stable rank", "effective rank",
-        f"{100 * result.energy:g} % of Σσ²", "numerical rank", *(["storage rank"] if storage else []),
+        by, "matrices", "of ‖dW‖²", *(["change"] if relative else []), "stable rank", "effective rank",
+        f"energy rank {100 * result.energy:g}", "numerical rank", *(["storage rank"] if storage else []),
         *(["mp rank", "gd rank", "unchanged"] if aware else []),
     ]  # fmt: skip
     caption = (
         f"Medians over the matrices of a {by}; ranks in directions. Of ‖dW‖²: the share of the whole network's squared "
-        f"change. Every matrix is in ranks.csv, every singular value in spectra.csv."
+        f"change.{' Change: ‖dW‖/‖W0‖.' if relative else ''} Every matrix is in ranks.csv, every singular value in "
+        f"spectra.csv."
     )
-    if storage:
-        caption += " The storage rank's median is over the matrices that have one."
+    if table["swallowed"].any():
+        caption += " Ranks are of the matrices whose update the storage dtype did not swallow."
     if len(table) > _LAYERS:
         caption += f" The first {_LAYERS} of {len(table)} layers."
     return Table(heads, rows, caption)
+
+
+def _count(median: float) -> str:
+    """A median of counts: whole, or a half between two."""
+    return say.number(median, 0 if say.missing(median) or float(median).is_integer() else 1)
+
+
+def _storage_cell(row: dict) -> Cell:
+    if row["swallowed"] == row["matrices"]:
+        return Cell("swallowed")
+    return Cell(_count(row["storage_rank"]), f"swallowed in {row['swallowed']}" if row["swallowed"] else "")
 
 
 def _storage(result: SpectrumResult) -> Table | None:
@@ -116,7 +127,7 @@ def _storage(result: SpectrumResult) -> Table | None:
             [
                 Cell(of.dtype), Cell(say.count(of.matrices)), Cell(say.percent(100 * of.unchanged)),
                 Cell(say.count(of.swallowed), f"{gone} of their weights unchanged" if gone else ""),
-                Cell(f"{floors.median():.2g}", f"{floors.min():.2g} to {floors.max():.2g}"),
+                Cell(_power(floors.median()), f"{_power(floors.min())} to {_power(floors.max())}"),
                 Cell(f"{(part['sigma_max'] / floors.where(floors > 0)).median():.3g}"),
                 Cell(say.number(of.bulk_to_floor, 2)),
             ]
@@ -133,6 +144,11 @@ def _storage(result: SpectrumResult) -> Table | None:
     return Table(heads, rows, caption)
 
 
+def _power(value: float) -> str:
+    """Two digits, with a minus that no line breaks at."""
+    return f"{value:.2g}".replace("-", say.MINUS)
+
+
 def _vectors(result: SpectrumResult) -> Table | None:
     table = result.vectors
     if table.empty:
@@ -143,7 +159,7 @@ def _vectors(result: SpectrumResult) -> Table | None:
         if part.empty:
             continue
         relative = part["relative_change"].dropna()
-        largest = part.loc[relative.idxmax()] if len(relative) else None
+        largest = part.loc[relative.idxmax()] if relative.any() else None
         rows.append(
             [
                 Cell(what), Cell(say.count(len(part))), Cell(say.count((part["change_norm"] == 0).sum())),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from rankprobe.analysis.spectrum import energy_column
-from rankprobe.analysis.spectrum_tables import swallowed
-from rankprobe.report import numbers as say
-from rankprobe.report.matrix_plots import Floor, heat_map, in_order
+from rankprobe.analysis.spectrum_tables import in_order, swallowed
+from rankprobe.report.matrix_plots import Floor, heat_map
 from rankprobe.report.matrix_plots import spectra as draw_spectra
 from rankprobe.report.spectrum_result import SpectrumResult
+from rankprobe.report.spectrum_words import matrices
 from rankprobe.report.style import Picture, style
 
 _PANELS = 9
+_MARKED = "swallowed by the storage dtype"
 _SHOWN_BELOW = 30.0  # a noise floor farther below the values than this would take the picture from them
 _DECADES = 1e9
 
@@ -25,51 +27,56 @@ def draw_spectrum(result: SpectrumResult) -> list[Picture]:
 
 
 def energy_map(result: SpectrumResult) -> Picture | None:
-    """The energy rank by layer and kind; None where no block's matrix changed."""
+    """The energy rank by layer and kind; None where no block's matrix has one that says something."""
     column, percent = energy_column(result.energy), f"{100 * result.energy:g} %"
     rows = _in_layers(result.ranks)
-    if rows.empty or not rows["sigma_max"].any():
+    rows = rows.assign(rank=rows[column].astype("float64").mask(swallowed(rows)))
+    if not rows["rank"].any():
         return None
-    rows = rows.assign(p=rows[["m", "n"]].min(axis=1))
-    shares = _grid(rows.assign(value=100 * rows[column] / rows["p"]))
-    counts = _grid(rows.assign(value=rows[column]))
-    factored = (rows["source"] == "factored").all()
-    if factored:
-        # Of factors, min(m, n) says nothing: a colour for a direction.
-        figure = heat_map(counts, counts.map(_whole), label="directions", top=max(1.0, float(counts.max(axis=None))))
-        of = "Numbers and colours are directions"
-    else:
-        figure = heat_map(shares, counts.map(_whole), label="% of min(m, n)")
-        of = f"Numbers are directions out of min(m, n) = {_sizes(rows)}, colour is their share"
-    caption = (
-        f"{column} of dW: how many singular directions hold {percent} of Σσ². {of}; {_count(rows)}"
-        f"{_several(rows)}. Exact for these weights: no interval."
-    )
+    # Of factors, min(m, n) says nothing: a colour for a direction.
+    figure, caption = _rank_map(rows, share=(rows["source"] == "dense").any())
+    caption = f"{column} of dW: how many singular directions hold {percent} of Σσ². {caption}"
     return Picture("energy_rank", f"Energy rank ({percent}) by layer and kind", figure, caption)
 
 
 def storage_map(result: SpectrumResult) -> Picture | None:
     """storage_rank by layer and kind, where noise was drawn and it says more than that all stands above it."""
     rows = _in_layers(result.ranks)
-    rows = rows[rows["storage_floor"].notna()] if len(rows) else rows
-    if rows.empty or not rows["storage_rank"].any():
+    rows = rows[rows["storage_floor"].notna()]
+    rows = rows.assign(rank=rows["storage_rank"].astype("float64"))
+    if not rows["rank"].any() or (rows["rank"] == rows["p"]).all():
         return None
-    rows = rows.assign(p=rows[["m", "n"]].min(axis=1), rank=rows["storage_rank"].astype("float64"))
-    if (rows["rank"] == rows["p"]).all():
-        return None
-    counts, shares = _grid(rows.assign(value=rows["rank"])), _grid(rows.assign(value=100 * rows["rank"] / rows["p"]))
-    there = _grid(rows.assign(value=1.0))
-    texts = counts.map(_whole).where(counts.notna() | there.isna(), "–")
     dtypes = " and ".join(dict.fromkeys(rows["dtype_tuned"]))
-    gone = int(swallowed(rows).sum())
-    figure = heat_map(shares, texts, label="% of min(m, n)", marked=f"{dtypes} swallowed the update")
+    figure, caption = _rank_map(rows, share=False)
     caption = (
-        f"storage_rank of dW: how many singular directions stand above the noise of rounding to {dtypes}. Numbers are "
-        f"directions out of min(m, n) = {_sizes(rows)}, colour is their share; {_count(rows)}{_several(rows)}."
+        f"storage_rank of dW: how many singular directions stand above the noise of rounding to {dtypes}. {caption}"
     )
-    if gone:
-        caption += f" Grey: more than half of the weights did not change at all ({gone} of {len(rows)} matrices)."
     return Picture("storage_rank", "Directions above the storage noise, by layer and kind", figure, caption)
+
+
+def _rank_map(rows: pd.DataFrame, *, share: bool) -> tuple[Figure, str]:
+    """A heat map of ``rank``, coloured by its share of min(m, n) or by itself, and the caption's words about it."""
+    counts, gone = _grid(rows, rows["rank"]), swallowed(rows)
+    texts = counts.map(lambda k: "" if pd.isna(k) else f"{k:g}")
+    # A cell without a number is swallowed where it has a matrix, and nothing where it has none.
+    texts = texts.where(counts.notna() | _grid(rows, rows["p"]).isna(), "–")
+    if share:
+        shares = _grid(rows, 100 * rows["rank"] / rows["p"])
+        figure = heat_map(shares, texts, label="% of min(m, n)", top=float(shares.max(axis=None)), marked=_MARKED)
+        of = f"Numbers are directions out of min(m, n) = {_sizes(rows)}, colour is their share"
+    else:
+        figure = heat_map(counts, texts, label="directions", top=max(1.0, float(counts.max(axis=None))), marked=_MARKED)
+        of = f"Numbers and colours are directions, of min(m, n) = {_sizes(rows)}"
+    most = int(rows.groupby(["layer", "kind"]).size().max())
+    several = f", medians where a cell has several (up to {most})" if most > 1 else ""
+    caption = f"{of}; {matrices(len(rows))}{several}. Exact for these weights: no interval."
+    if gone.any():
+        dtypes = " and ".join(dict.fromkeys(rows.loc[gone, "dtype_tuned"]))
+        caption += (
+            f" Grey: {dtypes} swallowed the update, more than half of the weights did not change ({gone.sum()} of "
+            f"{matrices(len(rows))})."
+        )
+    return figure, caption
 
 
 def spectra(result: SpectrumResult) -> Picture | None:
@@ -101,14 +108,13 @@ def spectra(result: SpectrumResult) -> Picture | None:
         floors=floors,
         floor_label=f"noise floor: σ₁ of rounding to {dtypes}",
     )
-    n = lines["name"].nunique()
+    drawn = matrices(lines["name"].nunique())
     caption = (
-        f"All singular values of dW, a panel a kind of matrix and a line a matrix ({say.count(n)} "
-        f"{'matrix' if n == 1 else 'matrices'}), thinned to what the picture can show. Exact for these weights: no "
-        f"interval.{words}"
+        f"All singular values of dW, a panel a kind of matrix and a line a matrix ({drawn}), thinned to what the "
+        f"picture can show. Exact for these weights: no interval.{words}"
     )
-    if (result.ranks["sigma_max"] == 0).any():
-        caption += f" {int((result.ranks['sigma_max'] == 0).sum())} matrices that did not change have no line."
+    if still := int((result.ranks["sigma_max"] == 0).sum()):
+        caption += f" {'One that' if still == 1 else f'{still:,} that'} did not change: no line."
     if lines["layer"].isna().any() and lines["layer"].notna().any():
         caption += " Grey lines are outside the blocks."
     if cut:
@@ -119,16 +125,13 @@ def spectra(result: SpectrumResult) -> Picture | None:
 
 
 def _in_layers(ranks: pd.DataFrame) -> pd.DataFrame:
-    return ranks[ranks["layer"].notna()]
+    return ranks[ranks["layer"].notna()].assign(p=ranks[["m", "n"]].min(axis=1))
 
 
-def _grid(rows: pd.DataFrame) -> pd.DataFrame:
+def _grid(rows: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
     """The median value by layer and kind; NaN where there is none."""
-    grid = rows.astype({"layer": int}).pivot_table(
-        index="layer", columns="kind", values="value", aggfunc="median", dropna=False
-    )
-    kinds = in_order(rows["kind"])
-    return grid.reindex(index=sorted(set(rows["layer"].astype(int))), columns=kinds).astype("float64")
+    grid = values.groupby([rows["layer"].astype(int), rows["kind"]]).median().unstack()
+    return grid.sort_index()[in_order(rows["kind"])].astype("float64")
 
 
 def _bottom(lines: pd.DataFrame) -> tuple[float, bool]:
@@ -160,20 +163,6 @@ def _floors(lines: pd.DataFrame, bottom: float) -> tuple[dict[str, Floor], str]:
     )
 
 
-def _whole(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.0f}"
-
-
 def _sizes(rows: pd.DataFrame) -> str:
     p = sorted(set(rows["p"].astype(int)))
     return ", ".join(map(str, p[:6])) + (", ..." if len(p) > 6 else "")
-
-
-def _count(rows: pd.DataFrame) -> str:
-    return f"{say.count(len(rows))} {'matrix' if len(rows) == 1 else 'matrices'}"
-
-
-def _several(rows: pd.DataFrame) -> str:
-    """A word on cells of more than one matrix (experts)."""
-    most = int(rows.groupby(["layer", "kind"]).size().max())
-    return f", medians where a cell has several (up to {most})" if most > 1 else ""

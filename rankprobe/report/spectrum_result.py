@@ -75,7 +75,7 @@ def thinned(path: Path, ranks: pd.DataFrame) -> pd.DataFrame:
     places = set(np.unique(np.geomspace(1, longest, each).round().astype(int)).tolist())
     lengths = pd.Series(p.to_numpy(), index=ranks["name"])
     parts = []
-    for chunk in pd.read_csv(path, chunksize=_CHUNK, keep_default_na=False, float_precision="round_trip"):
+    for chunk in pd.read_csv(path, chunksize=_CHUNK, keep_default_na=False):
         left = chunk["name"].map(lengths) - chunk["index"]
         parts.append(chunk[chunk["index"].isin(places) | left.isin((0, 1, 3, 7, 15, 31))])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["name", "index", "sigma"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from rankprobe.analysis.spectrum import energy_column
-from rankprobe.analysis.spectrum_tables import Storage, storage_by_dtype
+from rankprobe.analysis.spectrum_tables import Storage, storage_by_dtype, swallowed
 from rankprobe.report import numbers as say
 
 DEFINITIONS = {
@@ -36,26 +36,27 @@ def change_words(ranks: pd.DataFrame, energy: float) -> list[str]:
     relative = changed["relative_change"].dropna()
     still = len(ranks) - len(changed)
     size = f"; ‖dW‖/‖W0‖ is {say.percent(100 * relative.median())} in the median" if len(relative) else ""
-    said.append(
-        (f"All of {matrices(len(ranks))} changed" if not still
-         else f"{len(changed)} of {matrices(len(ranks))} changed, {still} did not") + f"{size}."
-    )  # fmt: skip
-    inside = changed[changed["layer"].notna() & (changed["kind"] != "embed")]
-    rows, where = (inside, " of the blocks") if len(inside) else (changed, "")
-    k, p = rows[energy_column(energy)], rows[["m", "n"]].min(axis=1)
-    of = f" ({say.percent(100 * (k / p).median())} of min(m, n))" if (rows["source"] == "dense").any() else ""
-    span = f" [{int(k.min())} to {int(k.max())}]" if k.min() < k.max() else ""
-    said.append(
-        f"{100 * energy:g} % of the energy Σσ² takes {k.median():g} "
-        f"{'direction' if k.median() == 1 else 'directions'}{span} in the median of "
-        f"{matrices(len(rows))}{where}{of}."
-    )
+    some = f"{len(changed):,} of {matrices(len(ranks))} changed, {still:,} did not"
+    every = "The matrix changed" if len(ranks) == 1 else f"All {matrices(len(ranks))} changed"
+    said.append(f"{some if still else every}{size}.")
+    # What rounding left of an update that it swallowed has directions, and they say nothing of what was learned.
+    telling = changed[~swallowed(changed)]
+    inside = telling[telling["layer"].notna() & (telling["kind"] != "embed")]
+    rows, where = (inside, " of the blocks") if len(inside) else (telling, "")
+    if len(rows):
+        where += " that storing did not swallow" if len(telling) < len(changed) else ""
+        k, p = rows[energy_column(energy)], rows[["m", "n"]].min(axis=1)
+        of = f" ({say.percent(100 * (k / p).median())} of min(m, n))" if (rows["source"] == "dense").any() else ""
+        span = f" [{int(k.min())} to {int(k.max())}]" if k.min() < k.max() else ""
+        many = f"{k.median():g} {'direction' if k.median() == 1 else 'directions'}"
+        middle = "" if len(rows) == 1 else f" in the median of {matrices(len(rows))}{where}"
+        said.append(f"{100 * energy:g} % of the energy Σσ² takes {many}{span}{middle}{of}.")
     factored = changed[changed["source"] == "factored"]
     if len(factored):
         ranks_of = sorted(set(factored["numerical_rank"].astype(int)))
-        are = f"is {ranks_of[0]} in all of" if len(ranks_of) == 1 else f"is {ranks_of[0]} to {ranks_of[-1]} in"
-        updates = "update" if len(factored) == 1 else "updates"
-        said.append(f"The numerical rank {are} {len(factored)} factored {updates}.")
+        span = f"{ranks_of[0]}" if len(ranks_of) == 1 else f"{ranks_of[0]} to {ranks_of[-1]}"
+        updates = "the factored update" if len(factored) == 1 else f"all {len(factored):,} factored updates"
+        said.append(f"The numerical rank is {span} in {updates}.")
     return said
 
 

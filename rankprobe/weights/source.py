@@ -139,6 +139,9 @@ def find_weights(name: str, *, offline: bool = False, what: str = "The model") -
     WorkError
         If it would have to come from the hub and the hub does not answer.
     """
+    if not could_be_hub_name(name):
+        got = f"{name[:160]!r}, which is no folder, file or run here and no hub name"
+        raise UsageError(must(what, "exist", got, "Check it for a typing error"))
     label = DEFAULT_MODEL if name == DEFAULT_HUB_ID else name
     name = DEFAULT_HUB_ID if name == DEFAULT_MODEL else name
     revision = _revision(name)

@@ -30,14 +30,14 @@ def read_ranks(path) -> pd.DataFrame:
 
     Columns that an earlier version did not write are there and empty.
     """
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    words = ["name", "kind", "dtype_base", "dtype_tuned", "source", "decomposition"]
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(words, str))
     for column in (*NOISE_RANKS, "storage_floor", "bulk_to_floor", "unchanged_fraction", "relative_change"):
         if column not in table:
             table[column] = float("nan")
-    numbers = table.columns.difference(["name", "kind", "dtype_base", "dtype_tuned", "source", "decomposition"])
+    numbers = table.columns.difference(words)
     table[numbers] = table[numbers].apply(pd.to_numeric)
-    texts = {c: table[c].fillna("") for c in ("name", "kind", "dtype_base", "dtype_tuned", "source") if c in table}
-    return table.assign(**texts).astype(dict.fromkeys(INTEGERS, "Int64"))
+    return table.fillna(dict.fromkeys(words, "")).astype(dict.fromkeys(INTEGERS, "Int64"))
 
 
 def energy_columns(ranks: pd.DataFrame) -> list[str]:

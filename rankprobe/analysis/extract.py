@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,21 +15,16 @@ from torch import Tensor
 
 from rankprobe import __version__
 from rankprobe.analysis.choose_ranks import Rule
-from rankprobe.analysis.extract_adapter import layout_of_adapter
-from rankprobe.analysis.extract_layout import EMBEDDINGS, Keep, Layout, layout_of_model
+from rankprobe.analysis.extract_adapter import contents_of_adapter, layout_of_adapter
+from rankprobe.analysis.extract_layout import EMBEDDINGS, Layout
 from rankprobe.analysis.extract_matrices import COLUMNS, decompose, kept_shares, nothing_kept, why_none
-from rankprobe.analysis.extract_text import extraction_readme
-from rankprobe.analysis.extract_work import (
-    RECORD_FILE,
-    Work,
-    find_earlier,
-    put_in_place,
-    read_record,
-    work_folder,
-)
-from rankprobe.analysis.extract_write import Contents, contents_of_adapter, contents_of_model
+from rankprobe.analysis.extract_model import layout_of_model
+from rankprobe.analysis.extract_text import extraction_readme, hub_name, labels_of
+from rankprobe.analysis.extract_work import RECORD_FILE, Work, find_earlier, read_record
+from rankprobe.analysis.extract_write import Contents, contents_of_model
 from rankprobe.errors import RankprobeError, UsageError, must
 from rankprobe.weights.factors import AdapterSource
+from rankprobe.weights.pair import NameFilter
 from rankprobe.weights.pairing import Matrix, Pairing
 from rankprobe.weights.write_adapter import DTYPES, write_files, write_text
 
@@ -60,10 +54,10 @@ class Extraction:
     notes : list of str
         One line each, for people.
     summary : dict
-        ``rule``, ``parameters`` (of the factors), ``beside_parameters``, ``size_bytes``, ``kept_energy`` (of all
-        matrices that could have factors), ``kept_of_all`` (of every change on both sides that was measured),
-        ``budget_slack``, ``task_type``, ``num_labels`` (None where they do not matter), ``tuned_bytes`` (of TUNED's
-        tensors), ``base``, ``tuned``, ``dtype``.
+        ``rule``, ``parameters`` (of the factors), ``beside_parameters``, ``size_bytes`` (of all tensors),
+        ``tuned_bytes`` (of TUNED's), ``kept_energy`` (of all matrices that could have factors), ``kept_of_all`` (of
+        every change on both sides that was measured), ``budget_slack``, ``task_type``, ``architecture``,
+        ``num_labels`` (None where they do not matter), ``base``, ``base_model``, ``tuned``, ``dtype``.
     folder : Path or None
         None after a dry run.
     """
@@ -123,7 +117,7 @@ def extract(
     dtype : str
         Of the factors: ``float32``, ``bfloat16`` or ``float16``. What is carried whole keeps TUNED's.
     base_model : str
-        The base's name on the hub, for adapter_config.json. Never a path.
+        The base's name on the hub, for adapter_config.json; never a path. That of an adapter that is resized stays.
     base_rounded : bool
         Count the rounding of the base as well, with ``noise``.
     device : str
@@ -150,8 +144,8 @@ def extract(
     -----
     The part that is kept is ``U_k S_k Vh_k`` of dW's SVD, the best of rank k (Eckart & Young 1936); the factors are
     ``B = U_k sqrt(S_k)`` and ``A = sqrt(S_k) Vh_k`` with a scaling of 1, which balances them. Finished matrices are
-    kept in a hidden folder beside ``out`` until the whole adapter takes its place at once: after an interrupt the same
-    call goes on with the next.
+    kept in a hidden folder inside ``out`` until the adapter is whole: after an interrupt the same call goes on with the
+    next.
 
     Examples
     --------
@@ -172,36 +166,37 @@ def extract(
     inputs = " ".join(side.fingerprint for side in (pairing.base, pairing.tuned) if side is not None)
     if out is not None and find_earlier(Path(out), inputs, json.dumps(settings), overwrite=overwrite):
         return read_extraction(Path(out))
-    keep = Keep(include, exclude)
-    adapter = isinstance(pairing.tuned, AdapterSource)
-    layout = layout_of_adapter(pairing, keep=keep) if adapter \
-        else layout_of_model(pairing, keep=keep, embeddings=embeddings)
-    if not layout.targets:
-        got = "none that is left" if layout.left_out else "none in it"
-        raise UsageError(must(pairing.tuned.label, "have a linear layer to give factors", got, "Pass other models"))
+    base_model = base_model or hub_name(pairing.tuned)
+    layout = _layout(pairing, NameFilter(include, exclude), embeddings)
     how = {"dtype": DTYPES[dtype], "device": device, "base_rounded": base_rounded, "progress": progress}
     if out is None:
         rows, slack = decompose(layout, rule, None, **how)
         return _finish(pairing, layout, rule, rows, slack, None, settings, base_model)[0]
     out = Path(os.path.abspath(out))
-    hidden = work_folder(out)
+    work = Work(out, f"{__version__} {inputs} {json.dumps(settings)}")
     try:
-        work = Work(hidden, f"{__version__} {inputs} {json.dumps(settings)}")
         rows, slack = decompose(layout, rule, work, **how)
         done, contents = _finish(pairing, layout, rule, rows, slack, work, settings, base_model)
-        new = hidden / "new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+        new = work.new()
         write_files(new, contents.config, contents.entries)
-        size = sum(file.stat().st_size for file in new.iterdir())
-        done.summary["size_bytes"] = size
         _describe(new, done, inputs, settings, command)
     except UsageError:
-        shutil.rmtree(hidden, ignore_errors=True)  # the inputs are at fault: corrected ones are other inputs
+        work.drop()  # the inputs are at fault: corrected ones are other inputs
         raise
-    put_in_place(new, out)
-    shutil.rmtree(hidden, ignore_errors=True)
+    work.finish()
     return Extraction(**_fields(done), folder=out)
+
+
+def _layout(pairing: Pairing, keep: NameFilter, embeddings: str) -> Layout:
+    if isinstance(pairing.tuned, AdapterSource):
+        layout = layout_of_adapter(pairing, keep=keep)
+    else:
+        layout = layout_of_model(pairing, keep=keep, embeddings=embeddings)
+    keep.check(bool(layout.targets))
+    if not layout.targets:
+        got = "none that can have them"
+        raise UsageError(must(pairing.tuned.label, "have a linear layer to give factors", got, "Pass other models"))
+    return layout
 
 
 def read_extraction(folder: Path) -> Extraction:
@@ -245,7 +240,7 @@ def _finish(
         "budget_slack": slack,
         "task_type": layout.task,
         "architecture": layout.skeleton.architecture or str((tuned.config.get("architectures") or [""])[0]),
-        "num_labels": _labels(tuned, layout.task),
+        "num_labels": labels_of(tuned, layout.task),
         "tuned_bytes": _size(tuned),
         "base": base.label if base is not None else None,
         "base_model": base_model,
@@ -254,12 +249,6 @@ def _finish(
     }
     notes = [*pairing.notes, *layout.notes, *_notes(layout, contents, ranks)]
     return Extraction(list(rows.values()), beside, lost, layout.left_out, notes, summary), contents
-
-
-def _labels(tuned: Checkpoint | AdapterSource, task: str | None) -> int | None:
-    """How many labels a task head has; None where that is no matter, or what transformers takes by itself."""
-    labels = tuned.config.get("id2label")
-    return len(labels) if task in ("SEQ_CLS", "TOKEN_CLS") and isinstance(labels, dict) else None
 
 
 def _size(tuned: Checkpoint | AdapterSource) -> int:

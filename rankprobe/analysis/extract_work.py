@@ -1,7 +1,8 @@
-"""Where an extraction stands on disk: finished matrices beside the output folder, and the output itself."""
+"""Where an extraction stands on disk: finished matrices in a hidden folder of the output, and the output itself."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -12,35 +13,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rankprobe.errors import UsageError, must
+from rankprobe.weights.adapter import CONFIG_FILE
 from rankprobe.weights.write_adapter import Entry, write_tensors
 
 RECORD_FILE = "extraction.json"
-
-
-def work_folder(out: Path) -> Path:
-    """The hidden folder beside an output folder that holds unfinished work.
-
-    >>> work_folder(Path("adapters/mine")).name
-    '.mine.extract'
-    """
-    out = Path(out)
-    return out.parent / f".{out.name}.extract"
+_WORK = ".extract-"
+_LOCK = ".lock"  # of a command that holds the folder for itself
 
 
 class Work:
-    """Finished matrices of an extraction, a file each, written whole or not at all.
+    """Finished matrices of an extraction, a file each, written whole or not at all; and the adapter until it is whole.
 
     Parameters
     ----------
-    folder : Path
+    out : Path
+        The output folder, made where it is not there; the work lies in a hidden folder inside.
     identity : str
-        All that decides the factors; work of another identity found here is deleted.
+        All that decides the factors; work of another identity found there is deleted.
     """
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        self.folder = folder / f"parts-{digest}"
-        for other in folder.glob("parts-*"):
+    def __init__(self, out: Path, identity: str) -> None:
+        self.out, self._made = out, not out.exists()
+        self.folder = out / f"{_WORK}{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        for other in out.glob(f"{_WORK}*"):
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +64,49 @@ class Work:
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
+    def new(self) -> Path:
+        """An empty folder for the adapter's files."""
+        folder = self.folder / "new"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+    def finish(self) -> None:
+        """Put the files of :meth:`new` into the output folder and forget all else; files of others stay there.
+
+        Without its config an adapter is none: an earlier one's goes first, and the new one's comes after the weights.
+        """
+        last = (CONFIG_FILE, RECORD_FILE)
+        for name in reversed(last):
+            (self.out / name).unlink(missing_ok=True)
+        for file in sorted((self.folder / "new").iterdir(), key=lambda file: (file.name in last, file.name)):
+            file.replace(self.out / file.name)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget all work, and the output folder where it was made for it and holds nothing."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.out.rmdir()
+
+
+def check_output(out: Path) -> None:
+    """Refuse an output folder that holds what no extraction left there.
+
+    Raises
+    ------
+    UsageError
+        If it does, or is no folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(must("--out", "be a folder", out, "Pass another --out"))
+    names = [file.name for file in out.iterdir()] if out.is_dir() else []
+    ours = all(name == _LOCK for name in names) or any(name.startswith(_WORK) for name in names)
+    if not ours and read_record(out) is None:
+        rule = "be new, empty, or hold an earlier extraction"
+        raise UsageError(must("--out", rule, f"{out} with other files", "Pass another --out"))
+
 
 def find_earlier(out: Path, inputs: str, settings: str, *, overwrite: bool) -> bool:
     """Whether a folder holds this very extraction, finished.
@@ -86,18 +124,11 @@ def find_earlier(out: Path, inputs: str, settings: str, *, overwrite: bool) -> b
     UsageError
         If the folder holds something else, or is no folder.
     """
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(must("--out", "be a folder", out, "Pass another --out"))
-    if not out.is_dir() or not any(out.iterdir()):
-        return False
+    check_output(out)
     record = read_record(out)
-    if record is None:
-        rule = "be new, empty, or hold an earlier extraction"
-        raise UsageError(must("--out", rule, f"{out} with other files", "Pass another --out"))
-    if overwrite:
+    if overwrite or record is None:
         return False
-    if record.get("inputs") != inputs:
+    if record["inputs"] != inputs:
         got = f"{out}, which is of {record.get('title', 'other models')}"
         raise UsageError(must("--out", "be of the same models", got, "Pass another --out, or --overwrite"))
     if record.get("settings") != settings:
@@ -113,20 +144,3 @@ def read_record(out: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and "inputs" in record else None
-
-
-def put_in_place(new: Path, out: Path) -> None:
-    """Let a finished folder take the output's place, at once; files of others in it stay."""
-    if out.is_dir() and any(out.iterdir()):
-        old = new.with_name("replaced")
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-        new.rename(out)
-        for file in old.iterdir():
-            if not (out / file.name).exists():
-                file.rename(out / file.name)
-        shutil.rmtree(old, ignore_errors=True)
-        return
-    if out.is_dir():
-        out.rmdir()
-    new.rename(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,14 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankprobe.analysis.extract_adapter import saved_modules, unwrapped
 from rankprobe.analysis.extract_layout import Bias, Layout, Lost, Target, Whole, tensors_of
 from rankprobe.weights.adapter import PREFIX
-from rankprobe.weights.factors import AdapterSource
 from rankprobe.weights.pairing import Pairing
 from rankprobe.weights.write_adapter import Entry, adapter_config, added_by_peft, factor_entries
 
-_FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -73,63 +72,20 @@ def contents_of_model(
     for module, whole in modules.items():
         for name, stored in whole.tensors.items():
             entries.append(_whole_entry(PREFIX + name, stored, pairing))
-        size = sum(_count(pairing.tuned.shapes[stored]) for stored in whole.tensors.values())
+        size = sum(math.prod(pairing.tuned.shapes[stored]) for stored in whole.tensors.values())
         beside.append({"name": module, "how": "whole", "why": whole.why, "parameters": size, "change": whole.change})
     for bias in biases:
         how = "bias of lora_B" if on_B else "whole"
-        beside.append({"name": bias.name, "how": how, "why": "bias", "parameters": _count(bias.shape),
+        beside.append({"name": bias.name, "how": how, "why": "bias", "parameters": math.prod(bias.shape),
                        "change": bias.change})
         if not on_B:
-            entries.append(_whole_entry(_bias_key(bias.name, paths), bias.stored, pairing))
+            entries.append(_whole_entry(key_of(bias.name, paths), bias.stored, pairing))
     if on_B:
         entries += _biases_of_B(targets, biases, pairing, dtype)
     config = adapter_config(
         paths, layout.skeleton.parts, task=layout.task, modules_to_save=list(modules),
         bias="all" if biases and not on_B else "none", lora_bias=on_B,
         fan_in_fan_out=any(target.kind == "conv1d" for target in targets.values()), base_model=base_model,
-    )  # fmt: skip
-    return Contents(config, entries, beside, lost)
-
-
-def contents_of_adapter(
-    pairing: Pairing, layout: Layout, ranks: Mapping[str, int], read: Callable[[str, str], Tensor],
-    *, dtype: torch.dtype, base_model: str,
-) -> Contents:
-    """Config and tensors for an adapter that was resized; arguments as for :func:`contents_of_model`."""
-    adapter: AdapterSource = pairing.tuned
-    targets = {target.module: target for target in layout.targets if ranks.get(target.module)}
-    entries, beside, lost = [], [], []
-    sources = {unwrapped(path): path for path in adapter.modules}
-    changes = {module: adapter.bias_change(sources[module]) for module in sources}
-    changes = {module: change for module, change in changes.items() if change is not None}
-    on_B = any(module in targets for module in changes)
-    for module, target in targets.items():
-        entries += factor_entries(module, target.matrix.shape, ranks[module], dtype,
-                                  lambda name, module=module: read(module, name), embedding=target.kind == "embedding")
-        if on_B:
-            change = changes.get(module, torch.zeros(target.matrix.shape[0]))
-            entries.append(Entry(f"{PREFIX}{module}.lora_B.bias", tuple(change.shape), dtype,
-                                 lambda change=change: change))
-    for module, change in changes.items():
-        norm = float(change.double().norm())
-        if module in targets:
-            beside.append({"name": f"{module}.bias", "how": "bias of lora_B", "why": "bias",
-                           "parameters": change.numel(), "change": norm})
-        elif norm:
-            lost.append(Lost(f"{module}.bias", "its matrix kept no directions", norm))
-    modules, bias = saved_modules(adapter, layout.task)
-    for stored, shape in adapter.saved.items():
-        name = unwrapped(stored)
-        entries.append(Entry(_bias_key(name, ranks, any_leaf=True), tuple(shape),
-                             _FLOATS.get(adapter.saved_dtype(stored), torch.float32),
-                             lambda stored=stored: adapter.read_saved(stored)))
-        beside.append({"name": name, "how": "whole", "why": "saved so in the adapter", "parameters": _count(shape),
-                       "change": float("nan")})
-    conv1d = any(target.kind == "conv1d" for target in targets.values())
-    config = adapter_config(
-        {module: ranks[module] for module in targets}, layout.skeleton.parts, task=layout.task,
-        modules_to_save=modules, bias=bias, lora_bias=on_B,
-        fan_in_fan_out=bool(adapter.config.get("fan_in_fan_out", conv1d)), base_model=base_model,
     )  # fmt: skip
     return Contents(config, entries, beside, lost)
 
@@ -189,19 +145,12 @@ def _biases_of_B(
 
 
 def _whole_entry(key: str, stored: str, pairing: Pairing) -> Entry:
-    dtype = _FLOATS.get(pairing.tuned.dtypes[stored], torch.float32)
+    dtype = FLOATS.get(pairing.tuned.dtypes[stored], torch.float32)
     return Entry(key, tuple(pairing.tuned.shapes[stored]), dtype, lambda: pairing.tuned.read(stored))
 
 
-def _bias_key(name: str, targets: Mapping[str, int], *, any_leaf: bool = False) -> str:
-    """A base's tensor has ``base_layer`` before its last word once its layer has factors."""
+def key_of(name: str, targets: Mapping[str, int], *, any_leaf: bool = False) -> str:
+    """Key of a tensor that is carried whole: a bias stands in ``base_layer`` once its layer has factors."""
     module, _, leaf = name.rpartition(".")
     inside = targets.get(module) and (any_leaf or leaf == "bias")
     return f"{PREFIX}{module}.base_layer.{leaf}" if inside else PREFIX + name
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

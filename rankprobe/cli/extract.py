@@ -132,23 +132,23 @@ def _progress(pairing, options: dict) -> Iterator:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """An output folder for this process alone; what was made for that and holds nothing is taken back."""
-    from rankprobe.analysis.extract_work import work_folder
+    from rankprobe.analysis.extract_work import check_output
     from rankprobe.errors import WorkError, must
     from rankprobe.experiment.store import lock
 
-    hidden = work_folder(Path(os.path.abspath(out)))
-    made = [folder for folder in (hidden, *hidden.parents) if not folder.exists()] or [hidden]
+    out = Path(os.path.abspath(out))
+    check_output(out)  # before anything is put into it, if only a lock
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(lock(hidden))
+            stack.enter_context(lock(out))
         except WorkError:
             next_step = "Wait for the other to end, or pass another --out"
             raise WorkError(must(f"{out}", "be used by one process at a time", "a second one", next_step)) from None
         try:
             yield
         finally:
-            (hidden / ".lock").unlink(missing_ok=True)
+            (out / ".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the first that holds something stays, and all above it
                 for folder in made:
-                    if folder.exists():
-                        folder.rmdir()
+                    folder.rmdir()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import click
 import pandas as pd
 
 from rankprobe.analysis.extract import Extraction
-from rankprobe.analysis.extract_text import loading_code
+from rankprobe.analysis.extract_text import loading_code, size_words, sorts_of
 from rankprobe.cli.show import print_table
 
 _MANY = 8  # rows of a table of what is lost
@@ -30,7 +29,8 @@ def print_extraction(done: Extraction, *, base: str, out: Path | None) -> None:
     of = f"{summary['tuned']} − {summary['base']}" if summary["base"] else summary["tuned"]
     print_table(_by_kind(done.table), title=f"{of}, {summary['rule']}")
     if done.beside:
-        print_table(_beside(done.beside), title="Carried beside the factors")
+        beside = pd.DataFrame(sorts_of(done.beside)).rename(columns={"change": "norm of their change"})
+        print_table(beside, title="Carried beside the factors")
     if done.lost:
         lost = pd.DataFrame(done.lost).rename(columns={"name": "what", "change": "norm of its change"})
         more = f"and {len(lost) - _MANY} more" if len(lost) > _MANY else None
@@ -60,34 +60,11 @@ def _sum(kind: str, part: pd.DataFrame) -> dict:
     }
 
 
-def _beside(beside: list[dict]) -> pd.DataFrame:
-    """What is carried, of one sort in one row."""
-    sorts: dict[tuple[str, str], list[dict]] = {}
-    for one in beside:
-        sorts.setdefault((one["why"], one["how"]), []).append(one)
-    return pd.DataFrame(
-        {
-            "what": members[0]["name"] + (f" and {len(members) - 1} more" if len(members) > 1 else ""),
-            "as": how,
-            "why": why,
-            "parameters": sum(one["parameters"] for one in members),
-            "norm of their change": _norm(members),
-        }
-        for (why, how), members in sorts.items()
-    )
-
-
-def _norm(members: list[dict]) -> float | None:
-    changes = [one["change"] for one in members]
-    return None if None in changes else math.hypot(*changes)
-
-
 def _sums(done: Extraction) -> list[str]:
     summary = done.summary
-    share = summary["size_bytes"] / summary["tuned_bytes"]
     lines = [
         f"{summary['parameters']:,} parameters in factors and {summary['beside_parameters']:,} beside: "
-        f"{_mib(summary['size_bytes'])}, {share:.2%} of {summary['tuned']}'s {_mib(summary['tuned_bytes'])}.",
+        f"{size_words(summary)}.",
         f"The factors hold {summary['kept_energy']:.2%} of the matrices' Σσ², the adapter {summary['kept_of_all']:.2%} "
         "of all change that was measured.",
     ]
@@ -97,7 +74,3 @@ def _sums(done: Extraction) -> list[str]:
         names = ", ".join(done.left_out[:3]) + (", …" if len(done.left_out) > 3 else "")
         lines.append(f"Left out as asked, and not measured: {len(done.left_out)} ({names}).")
     return [*lines, *(f"Note: {note.rstrip('.')}." for note in done.notes)]
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.4g} MiB" if size >= 2**17 else f"{size / 2**10:,.3g} KiB"

@@ -81,7 +81,7 @@ def labels_of(tuned: Checkpoint | AdapterSource, task: str | None) -> int | None
 def hub_name(tuned: Checkpoint | AdapterSource) -> str:
     """The base that an adapter names, where it is no path."""
     name = getattr(tuned, "base_name", None)
-    return name if name and name == tuned.config.get("base_model_name_or_path") and could_behub_name(name) else ""
+    return name if name and name == tuned.config.get("base_model_name_or_path") and could_be_hub_name(name) else ""
 
 
 def sorts_of(beside: list[dict]) -> list[dict]:

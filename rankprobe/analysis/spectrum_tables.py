@@ -96,20 +96,18 @@ def _medians(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def swallowed(ranks: pd.DataFrame) -> pd.Series:
     """Whether the storage dtype swallowed a matrix's update: it has a noise floor and no storage_rank."""
-    if "storage_floor" not in ranks or "storage_rank" not in ranks:
-        return pd.Series(False, index=ranks.index)
     return ranks["storage_floor"].notna() & ranks["storage_rank"].isna()
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What storing TUNED in one dtype did to its updates.
+    """What storing TUNED in one dtype did to the updates that left a trace.
 
     Attributes
     ----------
     dtype : str
     matrices : int
-        With a noise floor.
+        That changed, with a noise floor.
     swallowed : int
         Of how many it swallowed the update.
     unchanged : float
@@ -117,7 +115,7 @@ class Storage:
     unchanged_swallowed : float
         Likewise, of the swallowed ones; NaN where there is none.
     bulk_to_floor : float
-        Median; NaN where nothing changed.
+        Median.
     """
 
     dtype: str
@@ -129,10 +127,8 @@ class Storage:
 
 
 def storage_by_dtype(ranks: pd.DataFrame) -> list[Storage]:
-    """What each storage dtype of TUNED did; empty where no noise was drawn."""
-    if "storage_floor" not in ranks:
-        return []
-    rows = ranks[ranks["storage_floor"].notna()]
+    """What each storage dtype of TUNED did; empty where no noise was drawn or nothing changed."""
+    rows = ranks[ranks["storage_floor"] > 0]
     found = []
     for dtype, part in rows.groupby("dtype_tuned", sort=False):
         gone = part[swallowed(part)]

@@ -8,7 +8,7 @@ import pandas as pd
 from rankprobe.analysis.spectrum import energy_column
 from rankprobe.analysis.spectrum_tables import medians, swallowed
 from rankprobe.cli.show import print_table
-from rankprobe.report.spectrum_words import storage_words
+from rankprobe.report.spectrum_words import change_words, storage_words
 
 _MANY_LAYERS = 40
 
@@ -49,7 +49,7 @@ def print_ranks(ranks: pd.DataFrame, *, by: str | None, form: str, energy: float
         if by == "layer" or (by is None and len(layers) > 1):
             print_table(_shown(layers, ["layer", "matrices", "of ‖dW‖² %"], energy), title=f"{title}, by layer",
                         notes=note)  # fmt: skip
-    for line in storage_words(ranks):
+    for line in (*change_words(ranks, energy), *storage_words(ranks)):
         click.echo(line)
 
 

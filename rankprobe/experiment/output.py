@@ -32,8 +32,8 @@ def claim_output(out: Path, plan: dict) -> None:
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(must("output folder", "be a folder", out, "Pass another --out"))
-    # A plan's temporary file is what a kill while it was first written leaves.
-    ours = (".gitignore", f".{PLAN_FILE}.")
+    # What a kill leaves: while the plan was first written its temporary file, while it was replaced a lock.
+    ours = (".gitignore", ".lock", f".{PLAN_FILE}.")
     if out.is_dir() and any(not p.name.startswith(ours) for p in out.iterdir()):
         earlier = read_plan(out)
         if earlier is None:

@@ -120,7 +120,7 @@ def _storage_cell(row: dict) -> Cell:
 def _storage(result: SpectrumResult) -> Table | None:
     rows = []
     for of in storage_by_dtype(result.ranks):
-        part = result.ranks[(result.ranks["dtype_tuned"] == of.dtype) & result.ranks["storage_floor"].notna()]
+        part = result.ranks[(result.ranks["dtype_tuned"] == of.dtype) & (result.ranks["storage_floor"] > 0)]
         floors = part["storage_floor"]
         gone = say.percent(100 * of.unchanged_swallowed) if of.swallowed else ""
         rows.append(
@@ -128,7 +128,7 @@ def _storage(result: SpectrumResult) -> Table | None:
                 Cell(of.dtype), Cell(say.count(of.matrices)), Cell(say.percent(100 * of.unchanged)),
                 Cell(say.count(of.swallowed), f"{gone} of their weights unchanged" if gone else ""),
                 Cell(_power(floors.median()), f"{_power(floors.min())} to {_power(floors.max())}"),
-                Cell(f"{(part['sigma_max'] / floors.where(floors > 0)).median():.3g}"),
+                Cell(f"{(part['sigma_max'] / floors).median():.3g}"),
                 Cell(say.number(of.bulk_to_floor, 2)),
             ]
         )  # fmt: skip
@@ -137,9 +137,9 @@ def _storage(result: SpectrumResult) -> Table | None:
     heads = ["TUNED's dtype", "matrices", "weights that did not change", "matrices swallowed", "noise floor",
              "σ₁ / floor", "bulk / floor"]  # fmt: skip
     caption = (
-        "Medians over matrices, with the range of the floor in units of σ. Floor: the largest singular value of "
-        "uniform rounding noise of that dtype. Swallowed: more than half of the weights that could have changed did "
-        "not. A base that the tuning started from is exact, whatever its dtype."
+        "Medians over the matrices that changed, with the range of the floor in units of σ. Floor: the largest "
+        "singular value of uniform rounding noise of that dtype. Swallowed: more than half of the weights that could "
+        "have changed did not. A base that the tuning started from is exact, whatever its dtype."
     )
     return Table(heads, rows, caption)
 

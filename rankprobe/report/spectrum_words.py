@@ -67,14 +67,12 @@ def storage_words(ranks: pd.DataFrame) -> list[str]:
 
 def _storage(of: Storage, ranks: pd.DataFrame) -> str:
     share = say.percent(100 * of.unchanged)
-    if of.unchanged == 1:
-        return f"{of.dtype}: no weight of {matrices(of.matrices)} changed."
     if of.swallowed == of.matrices:
         return (
             f"{of.dtype} swallowed the update: {share} of the weights did not change. What is left has no rank that "
             f"says something about what was learned."
         )
-    rows = ranks[(ranks["dtype_tuned"] == of.dtype) & ranks["storage_rank"].notna()]
+    rows = ranks[(ranks["dtype_tuned"] == of.dtype) & (ranks["storage_floor"] > 0) & ~swallowed(ranks)]
     rank = rows["storage_rank"].astype("float64")
     all_above = bool((rank == rows[["m", "n"]].min(axis=1)).all())
     one = rank.median() == 1

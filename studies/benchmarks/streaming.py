@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -94,17 +95,24 @@ def write_pair(folder: Path, layers: int, shard_bytes: int) -> tuple[Path, Path,
 
 
 def watch(command: list[str], table: Path) -> tuple[int, float, int, list[float]]:
-    """Run a command; its exit code, seconds, maxrss in bytes, and when each row of the table had been written."""
+    """Run a command; its exit code, seconds, maxrss in bytes, and when each row of the table had been written.
+
+    wait4's ru_maxrss would not do: until a child runs its program it has the memory of its parent, and here that made
+    the checkpoints. VmHWM is the peak of the program alone.
+    """
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     ends: list[float] = []
+    peak = 0
     while True:
-        done, status, usage = os.wait4(process.pid, os.WNOHANG)
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        peak = max(peak, 1024 * int(found[1])) if found else peak
+        done, status = os.waitpid(process.pid, os.WNOHANG)
         if table.is_file() and not done:
             rows = table.read_bytes().count(b"\n") - 1
             ends += [time.monotonic() - start] * (rows - len(ends))
         if done:
-            return os.waitstatus_to_exitcode(status), time.monotonic() - start, usage.ru_maxrss * 1024, ends
+            return os.waitstatus_to_exitcode(status), time.monotonic() - start, peak, ends
         time.sleep(0.05)
 
 

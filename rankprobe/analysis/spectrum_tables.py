@@ -9,7 +9,6 @@ import pandas as pd
 
 from rankprobe.analysis.spectrum import INTEGERS, NOISE_RANKS
 
-OUTSIDE = "outside"
 _KIND_ORDER = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")
 _LAST = ("other", "embed")  # what is no part of a block's attention or feed-forward comes last
 
@@ -74,7 +73,7 @@ def medians(ranks: pd.DataFrame, by: str = "kind", *, outside: bool = False) -> 
     table = _medians(ranks[inside].astype({"layer": int}), by)
     if outside and by == "kind" and not inside.all():
         rest = ranks[~inside]
-        rest = rest.assign(kind=rest["kind"].where(rest["kind"] == "embed", rest["kind"] + f", {OUTSIDE}"))
+        rest = rest.assign(kind=rest["kind"].where(rest["kind"] == "embed", rest["kind"] + ", outside"))
         rest = _medians(rest, by)
         table = pd.concat([table, rest], ignore_index=True) if len(table) else rest
     return table

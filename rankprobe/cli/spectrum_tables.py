@@ -10,8 +10,6 @@ from rankprobe.analysis.spectrum_tables import medians, swallowed
 from rankprobe.cli.show import print_table
 from rankprobe.report.spectrum_words import change_words, storage_words
 
-_MANY_LAYERS = 40
-
 
 def print_ranks(ranks: pd.DataFrame, *, by: str | None, form: str, energy: float, title: str) -> None:
     """Print ranks.csv on stdout.

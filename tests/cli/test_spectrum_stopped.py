@@ -1,4 +1,4 @@
-"""``rankprobe spectrum`` as a process of its own: interrupted, killed and gone on with, and the memory that it takes."""
+"""``rankprobe spectrum`` as a process of its own: interrupted, killed, gone on with, and the memory that it takes."""
 
 from __future__ import annotations
 

@@ -105,8 +105,8 @@ def storage_noise(
     *Re-rounding.* With W0 on the dtype's grid the error is a function of the update, entry by entry. Where updates are
     small or take few values, it has directions of its own that stand above noise. So a count of 2 to 128 is put to
     the test where the values above the floor have a gap: is the smallest k at a gap such that rounding W0 + [dW]_k in
-    the storage dtype leaves a σ_{k+1} as large as the observed one (:mod:`rankprobe.linalg.rerounding`)? Needs W0,
-    and that its rounding is not counted: two roundings blur what one would leave.
+    the storage dtype leaves a σ_{k+1} as large as the observed one (:mod:`rankprobe.linalg.rerounding`)? Needs W0.
+    With base_rounded the base before its rounding is drawn; the error of both depends on the update, too.
 
     *Bulk.* bulk_to_floor is the self-consistent t at which the values below t times the floor have the energy of
     t times the drawn noise. It is not cut by storage_rank: rounding that was not counted stays visible.
@@ -150,10 +150,11 @@ def storage_noise(
     # One row or column has one value, and three draws of it say little: there the largest that rounding can make.
     threshold = max(floor * margin if min(m, n) > 1 else math.sqrt(3) * size, arithmetic)
     rank = int((threshold < S).sum())
-    if W0 is not None and not base_rounded and 2 <= rank <= min(_REROUND_RANK, min(m, n) - 1):
+    if W0 is not None and 2 <= rank <= min(_REROUND_RANK, min(m, n) - 1):
+        base_dtype = storage_dtype(W0) if base_rounded else None
         if (m, n) != dW.shape:
             dW, W0 = dW[rows][:, columns], W0[rows.to(W0.device)][:, columns.to(W0.device)]
-        rank = explained_rank(S, dW, W0, dtype, rank, floor, margin, generator)
+        rank = explained_rank(S, dW, W0, dtype, rank, floor, margin, generator, base_dtype)
     return StorageNoise(rank, floor, bulk, False)
 
 

@@ -7,11 +7,14 @@ W1 - W0, smaller values that follow D and stand above any floor for noise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from rankprobe.linalg.decompose import svd_factored
-from rankprobe.linalg.rounding import CHUNK, top_value
+from rankprobe.linalg.rounding import CHUNK, spacing, top_value
 
 _CORRECTIONS = 2
 _OVERSAMPLING = 8
@@ -30,6 +33,7 @@ def explained_rank(
     floor: float,
     margin: float,
     generator: torch.Generator,
+    base_dtype: torch.dtype | None = None,
 ) -> int:
     """Smallest k for which an update of rank k, rounded, leaves a σ_{k+1} as large as the observed one.
 
@@ -48,6 +52,9 @@ def explained_rank(
         S[k] may exceed the re-rounded value by this factor; by 1.2 where that value is above the floor itself: what
         follows the update depends on details of it that [dW]_k does not tell.
     generator : torch.Generator
+    base_dtype : torch.dtype, optional
+        What W0 was rounded to after training: the base that was rounded with the update is then drawn, uniform within
+        half a spacing around W0. Without it W0 is exact.
 
     Returns
     -------
@@ -70,22 +77,27 @@ def explained_rank(
     if not tried:
         return most
     U, s, Vh = _leading(dW.float(), _random(dW.shape[1], tried[-1] + _OVERSAMPLING, generator), 4)
+    stored = partial(_stored, W0=W0, dtype=dtype, base_dtype=base_dtype, generator=generator)
     for k in tried:
         value = float(S[k])
         enough = min(value / margin, max(floor * margin, value / _DETAIL))
-        if _explains(enough, U[:, :k] * s[:k], Vh[:k], W0, dtype, generator):
+        if _explains(enough, U[:, :k] * s[:k], Vh[:k], stored, generator):
             return k
     return most
 
 
 def _explains(
-    value: float, left: Tensor, right: Tensor, W0: Tensor, dtype: torch.dtype, generator: torch.Generator
+    value: float,
+    left: Tensor,
+    right: Tensor,
+    stored: Callable[[Tensor, Tensor], Tensor],
+    generator: torch.Generator,
 ) -> bool:
     """Whether storing an update of rank k whose k leading parts come out as left @ right leaves a σ_{k+1} >= value."""
     k = len(right)
     B, A = left, right
     for correction in range(_CORRECTIONS + 1):
-        N = _stored(B, A, W0, dtype)
+        N = stored(B, A)
         U, s, Vh = _leading(N, _start(A, generator), 1)
         seen = U[:, :k] * s[:k], Vh[:k]
         N -= seen[0] @ seen[1]
@@ -101,14 +113,26 @@ def _explains(
     return False
 
 
-def _stored(B: Tensor, A: Tensor, W0: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(
+    B: Tensor,
+    A: Tensor,
+    *,
+    W0: Tensor,
+    dtype: torch.dtype,
+    base_dtype: torch.dtype | None,
+    generator: torch.Generator,
+) -> Tensor:
     """W0 + B @ A rounded to dtype, minus W0, in float32: that holds a difference of neighbours on a grid."""
     N = torch.empty(len(B), A.shape[1], dtype=torch.float32, device=B.device)
     step = max(1, CHUNK // A.shape[1])
     limit = torch.finfo(dtype).max
     for i in range(0, len(B), step):
         base = W0[i : i + step].to(B.device).double()
-        N[i : i + step] = (base + B[i : i + step] @ A).clamp_(-limit, limit).to(dtype).double().sub_(base)
+        tuned = base + B[i : i + step] @ A
+        if base_dtype is not None:
+            drawn = torch.rand(base.shape, dtype=base.dtype, device=base.device, generator=generator).sub_(0.5)
+            tuned += drawn.mul_(spacing(W0[i : i + step].to(base.device), base_dtype))
+        N[i : i + step] = tuned.clamp_(-limit, limit).to(dtype).double().sub_(base)
     return N
 
 

@@ -23,6 +23,7 @@ _TASK_HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|score|qa_outputs|clas
 _PRETRAINING_HEAD = re.compile(r"(^|\.)(lm_head|cls|pooler|embed_out|(generator_|discriminator_)?predictions|"
                                r"vocab_(transform|layer_norm|projector))\.")  # fmt: skip
 _FEW = 0.1  # of the smaller side's block matrices: with fewer in common the two are different architectures
+_MOST = 0.9  # of them: with fewer two model_types are not two names for one architecture, as Llama's and Mistral's are
 
 
 def pair(
@@ -140,7 +141,9 @@ def _check_architecture(base: Checkpoint, tuned: Checkpoint, matching: Matching)
     """Refuse two models of which hardly any block matrix has the other's name."""
     blocks = [sum(_in_block(name, shape) for name, shape in side.shapes.items()) for side in (base, tuned)]
     common = sum(_in_block(t, tuned.shapes[t]) and _in_block(b, base.shapes[b]) for b, t in matching.pairs)
-    if common < _FEW * min(blocks) or (common == 0 and max(blocks) > 0) or not matching.pairs:
+    types = {str(side.config["model_type"]) for side in (base, tuned) if side.config.get("model_type")}
+    share = _FEW if len(types) < 2 else _MOST
+    if common < share * min(blocks) or (common == 0 and max(blocks) > 0) or not matching.pairs:
         names = [f"{side.label} ({side.config.get('model_type') or 'model_type unknown'})" for side in (base, tuned)]
         got = f"{names[0]} and {names[1]} with {common} block matrices in common"
         next_step = "Pass the model that TUNED was trained from"

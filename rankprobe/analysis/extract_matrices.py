@@ -58,7 +58,7 @@ def decompose(
             delta = target.matrix.delta()
             part = leading_part(delta, rule, k=bought.get(target.module), device=device, base_rounded=base_rounded)
             root = part.S.sqrt()
-            B, A = (part.U * root).to("cpu", dtype), (root[:, None] * part.Vh).to("cpu", dtype)
+            B, A = (_stored(X, dtype, delta.name) for X in (part.U * root, root[:, None] * part.Vh))
             row = _row(target, delta, part, B, A)
             del delta
             if work is not None:
@@ -95,6 +95,15 @@ def nothing_kept(rows: dict[str, dict], tuned: str) -> UsageError:
         return UsageError(must("--noise", "leave directions", got, "Pass --rank, --energy or --budget"))
     got = f"no change in {len(rows)} matrices of {tuned}"
     return UsageError(must("TUNED", "differ from BASE", got, "Pass the two sides of a fine-tuning"))
+
+
+def _stored(factor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    cast = factor.to("cpu", dtype)
+    if not bool(cast.isfinite().all()):
+        got = f"values up to {float(factor.abs().max()):.3g}"
+        rule = f"have factors that fit into {str(dtype).removeprefix('torch.')}"
+        raise UsageError(must(name, rule, got, "Pass --dtype float32"))
+    return cast
 
 
 def _row(target: Target, delta: Delta, part: Part, B: Tensor, A: Tensor) -> dict:

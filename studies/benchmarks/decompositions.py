@@ -1,213 +1,265 @@
-"""Our decompositions against LAPACK's as torch and SciPy call it, and against gradience's audit.
+"""rankprobe's singular values against those that others compute: how fast, and how exact.
 
-Run with ``python studies/benchmarks/decompositions.py``; about 25 minutes on 2 cores, most of them for the dense SVDs
-of 4096 x 4096. Both sides of a ratio are timed in one process, interleaved in random order, and the ratio is taken
-within a round. Stored in results/benchmarks/decompositions.csv and .json after every question, so that a second call
-goes on with the next (``--again`` starts over):
+Run with ``python studies/benchmarks/decompositions.py``; about half an hour on 2 cores, and it may be cut at any time:
+every round is written to results/benchmarks/decompositions.{json,csv} at once and a second call goes on. All ways are
+timed in one process, in interleaved rounds.
 
-- ``factored``: all singular values of a LoRA update B @ A of 4096 x 4096, r = 16, by a dense decomposition of the
-  product in float64;
-- ``audit``: ``rankprobe.spectrum`` of an adapter of 64 such updates, by gradience's audit of the same folder, where
-  gradience is installed (PyPI, 0.11; ``pip install --no-deps gradience pyyaml``);
-- ``values``: all singular values of a dense update in float64, by torch.linalg.svd in float64 and in float32 (what PEFT
-  and mergekit call) and by the values-only calls of torch and SciPy in float64 and float32.
-
-``times`` is how many times the other takes of ours, ``error`` the largest error of a singular value in units of σ₁,
-against a direct float64 decomposition (of a value in the factored case: the dense one of the product).
+- ``lora``: all singular values of a LoRA update of 4096 x 4096 with r = 16, from its factors, by a dense SVD of the
+  product in float64; the largest difference as a share of σ₁. With ``--gradience DIR`` the same values by gradience,
+  and its audit of an adapter of 32 such updates by rankprobe's measuring of it, from the files on. DIR is made with
+  ``pip install --no-deps --target DIR gradience``: what it needs, rankprobe has.
+- ``values``: all singular values of dense matrices by what torch and SciPy offer, in float64 and float32. What is in
+  float64 is handed a float64 matrix; ours is handed a float32 one and takes it from there. Errors are as shares of σ₁,
+  against torch's float64 values; SciPy's float64 beside them shows how well those are known. Spectra: ``gaussian``;
+  ``planted``, rank 32 above a Gaussian bulk; ``power``, σ_i = 1/i; ``rounding``, the difference of two float32
+  matrices, a rank-16 update and what rounding the tuned one left.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
+import re
+import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import click
-import numpy as np
-import pandas as pd
-import scipy.linalg
 import torch
+from rounds import RESULTS, Book, faster, figure, seconds_of, show
 from safetensors.torch import save_file
+from scipy import linalg
+from torch import Tensor
 
-from rankprobe.experiment.provenance import device_record, git_state, versions
-from rankprobe.linalg.decompose import singular_values, svdvals_factored
-from rankprobe.training.latency import median_interval
+from rankprobe.analysis.spectrum import spectrum_of
+from rankprobe.linalg.decompose import singular_values, svd_factored, svdvals_factored
+from rankprobe.weights.inputs import open_input
+from rankprobe.weights.pair import pair
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ((768, 768), (768, 3072), (2048, 2048), (4096, 4096))
-FACTORED, R, MODULES = (4096, 4096), 16, 64
-# Least number of times that the other is to take of ours. Ours are float64's values: those of float32 are no equal.
-BOUNDS = {"svd float64": 3.0, "svd float32": 1.0, "best values float64": 1.0}
-BOUND_FACTORED = 1000.0
-_VALUES_ONLY = ("torch values", "scipy values")
-Timer = Callable[[], object]
+SPECTRA = ("gaussian", "planted", "power", "rounding")
+# Rounds at most, by the longer side: the larger, the longer and the steadier.
+ROUNDS = {768: 9, 3072: 9, 2048: 6, 4096: 3}
+LORA_SIDE, LORA_RANK, LORA_ALPHA, AUDITED = 4096, 16, 32, 32
+# The ways in float64 and in float32 that all values are had otherwise.
+SVDS = {"torch svd": torch.linalg.svd, "torch svdvals": torch.linalg.svdvals, "scipy svdvals": None}
 
 
-def values_only(M: torch.Tensor) -> dict[str, Timer]:
-    """What a dense matrix's singular values can be had from, by name."""
-    D, F = M.double(), M.float()
-    d, f = D.numpy(), F.numpy()
-    return {
-        "ours": lambda: singular_values(M).S,
-        "svd float64": lambda: torch.linalg.svd(D, full_matrices=False)[1],
-        "svd float32": lambda: torch.linalg.svd(F, full_matrices=False)[1],
-        "torch values float64": lambda: torch.linalg.svdvals(D),
-        "torch values float32": lambda: torch.linalg.svdvals(F),
-        "scipy values float64": lambda: scipy.linalg.svd(d, compute_uv=False),
-        "scipy values float32": lambda: scipy.linalg.svd(f, compute_uv=False),
-    }
+def matrix(spectrum: str, m: int, n: int) -> Tensor:
+    """A float32 matrix with one of the spectra, the same at every call."""
+    generator = torch.Generator().manual_seed(m + n)
+
+    def gaussian(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator)
+
+    if spectrum == "gaussian":
+        return gaussian(m, n)
+    if spectrum == "power":
+        p = min(m, n)
+        U, V = (torch.linalg.qr(gaussian(side, p)).Q for side in (m, n))
+        return U / torch.arange(1, p + 1) @ V.T
+    if spectrum == "planted":
+        # The bulk ends at √m + √n; the planted values lie 3 to 30 times above.
+        edge, U, V = m**0.5 + n**0.5, torch.linalg.qr(gaussian(m, 32)).Q, torch.linalg.qr(gaussian(n, 32)).Q
+        return gaussian(m, n) + edge * (U * torch.logspace(1.477, 0.477, 32)) @ V.T
+    W0 = 0.02 * gaussian(m, n)
+    W1 = W0 + 1e-4 * gaussian(m, 16) @ gaussian(16, n)
+    return W1 - W0
 
 
-def update(m: int, n: int, seed: int = 0) -> torch.Tensor:
-    """A dense update as fine-tuning leaves it, float32: a few strong directions above a bulk that is not flat."""
-    draw = torch.Generator().manual_seed(seed)
-    strong = torch.randn(m, 8, generator=draw) @ torch.randn(8, n, generator=draw)
-    return (0.02 * torch.randn(m, n, generator=draw) + 0.01 * strong) * torch.rand(m, 1, generator=draw)
+def measure_values(book: Book, spectrum: str, m: int, n: int, rounds: int) -> None:
+    """All values of one matrix, every way."""
+    name = f"values {m}x{n} {spectrum}"
+
+    @cache
+    def inputs() -> tuple[Tensor, Tensor]:
+        M = matrix(spectrum, m, n)
+        return M, M.double()
+
+    last: dict[str, Tensor] = {}
+
+    def way(label: str, call: Callable[[], Tensor]) -> Callable[[], float]:
+        def keep() -> None:
+            last[label] = call()
+
+        return seconds_of(keep)
+
+    def scipys(M: Tensor) -> Tensor:
+        return torch.from_numpy(linalg.svdvals(M.numpy()))
+
+    def ours() -> Tensor:
+        values = singular_values(inputs()[0])
+        book.case(name)["facts"]["method"] = values.method
+        return values.S
+
+    timers = {"rankprobe": way("rankprobe", ours)}
+    for i, dtype in ((1, "float64"), (0, "float32")):
+        calls = {
+            "torch svd": lambda i=i: torch.linalg.svd(inputs()[i], full_matrices=False).S,
+            "torch svdvals": lambda i=i: torch.linalg.svdvals(inputs()[i]),
+            "scipy svdvals": lambda i=i: scipys(inputs()[i]),
+        }
+        timers |= {f"{label} {dtype}": way(f"{label} {dtype}", call) for label, call in calls.items()}
+    if book.rounds_of(name) < rounds:
+        inputs()
+        found = book.run(name, timers, rounds, warm=max(m, n) < 2048)
+        reference = last["torch svdvals float64"].double()
+        errors = {way: float((S.double() - reference).abs().max() / reference[0]) for way, S in last.items()}
+        found["facts"] |= {"errors": errors, "smallest": float(reference[-1] / reference[0])}
+        book.write()
 
 
-def interleave(timers: dict[str, Timer], rounds: int, what: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """Every timer once a round, in random order, after one untimed round; seconds and what each gave."""
-    generator = np.random.default_rng(0)
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
-    given: dict[str, object] = {}
-    for number in range(-1, rounds):
-        for name in generator.permutation(list(timers)).tolist():
-            start = time.perf_counter()
-            given[name] = timers[name]()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
-        click.echo(f"\r{what}: round {number + 1} of {rounds}  ", nl=number + 1 == rounds, err=True)
-    return {name: np.asarray(times) for name, times in seconds.items()}, given
+def values_rows(found: dict) -> list[dict]:
+    """Every way by ours, with the bars, and what the values err by."""
+    rows = []
+    # The faster of two in the same dtype is what ours must not be slower than; both are shown.
+    for label, bar64, bar32 in (("torch svd", 3, 1), ("torch svdvals", 1, None), ("scipy svdvals", 1, None)):
+        for dtype, bar in (("float64", bar64), ("float32", bar32)):
+            rows += faster(found, "rankprobe", f"{label} {dtype}", bar)
+    facts = found["facts"]
+    for way in ("rankprobe", "scipy svdvals float64", "torch svd float32", "scipy svdvals float32"):
+        rows += figure(f"error of {way}", facts.get("errors", {}).get(way), "of σ₁")
+    rows += figure("smallest value", facts.get("smallest"), "of σ₁")
+    return [{**row, "method": facts.get("method", "")} for row in rows]
 
 
-def row(question: str, shape: str, against: str, ours: np.ndarray, other: np.ndarray, bound: float | None) -> dict:
-    """How many times the other takes of ours, by the rounds' ratios, with the verdict on its bound."""
-    times = other / ours
-    low, high = median_interval(times)
-    verdict = "" if bound is None else "met" if low >= bound else "missed" if high < bound else "undecided"
-    return {"question": question, "shape": shape, "against": against, "times": float(np.median(times)), "ci_low": low,
-            "ci_high": high, "n": len(times), "bound": bound, "verdict": verdict, "ours_s": float(np.median(ours)),
-            "other_s": float(np.median(other))}  # fmt: skip
-
-
-def measure_values(m: int, n: int, rounds: int) -> list[dict]:
-    """All ways to a dense matrix's values."""
-    M = update(m, n)
-    seconds, given = interleave(values_only(M), rounds, f"values {m} x {n}")
-    exact = torch.as_tensor(given["scipy values float64"])
-    error = {name: float((torch.as_tensor(S).double() - exact).abs().max() / exact[0]) for name, S in given.items()}
-    for bits in ("float64", "float32"):
-        calls = [f"{library} {bits}" for library in _VALUES_ONLY]
-        seconds[f"best values {bits}"] = np.min([seconds[call] for call in calls], axis=0)
-        error[f"best values {bits}"] = max(error[call] for call in calls)
-    return [
-        row("values", f"{m} x {n}", name, seconds["ours"], times, BOUNDS.get(name))
-        | {"error": error["ours"], "error_other": error[name]}
-        for name, times in seconds.items() if name != "ours"
-    ]  # fmt: skip
-
-
-def measure_factored(rounds: int) -> list[dict]:
-    """A LoRA update's values from its factors, and from its product."""
-    m, n = FACTORED
-    draw = torch.Generator().manual_seed(0)
-    B, A = torch.randn(m, R, generator=draw), torch.randn(R, n, generator=draw)
-    product = B.double() @ A.double()
+def measure_lora(book: Book, side: int, gradience: Path | None, rounds: int) -> None:
+    """One update from its factors and by a dense SVD; an adapter of many by gradience and by rankprobe."""
+    name = f"lora {side}x{side} r={LORA_RANK}"
+    generator = torch.Generator().manual_seed(0)
+    B = 0.01 * torch.randn(side, LORA_RANK, generator=generator)
+    A = torch.randn(LORA_RANK, side, generator=generator) / side**0.5
+    scaling = LORA_ALPHA / LORA_RANK
     timers = {
-        "ours": lambda: svdvals_factored(B, A, 2.0),
-        "svd float64": lambda: 2.0 * torch.linalg.svd(product, full_matrices=False)[1],
-        "torch values float64": lambda: 2.0 * torch.linalg.svdvals(product),
+        "rankprobe": seconds_of(lambda: svdvals_factored(B, A, scaling), 20),
+        "rankprobe with vectors": seconds_of(lambda: svd_factored(B, A, scaling), 20),
     }
-    seconds, given = interleave(timers, rounds, f"factored {m} x {n}, r = {R}")
-    exact, ours = given["svd float64"], given["ours"]
-    error = float((ours - exact[: len(ours)]).abs().max() / exact[0])
-    assert len(ours) == R, "as many values as factors"
-    return [
-        row("factored", f"{m} x {n}, r = {R}", name, seconds["ours"], seconds[name], bound) | {"error": error}
-        for name, bound in (("svd float64", BOUND_FACTORED), ("torch values float64", None))
-    ]
+    if gradience is not None:
+        sys.path.append(str(gradience))
+        from gradience.vnext.audit.lora_audit import low_rank_singular_values
+
+        timers["gradience"] = seconds_of(lambda: low_rank_singular_values(A, B), 20)
+        _measure_audit(book, side, rounds)
+    if book.rounds_of(name) >= rounds:
+        return
+    dW, dense = scaling * B.double() @ A.double(), {}
+
+    def keep(label: str, call: Callable[[], Tensor]) -> Callable[[], float]:
+        return seconds_of(lambda: dense.update({label: call()}))
+
+    timers["torch svd float64"] = keep("svd", lambda: torch.linalg.svd(dW, full_matrices=False).S)
+    timers["torch svdvals float64"] = keep("svdvals", lambda: torch.linalg.svdvals(dW))
+    timers["scipy svdvals float64"] = keep("scipy", lambda: torch.from_numpy(linalg.svdvals(dW.numpy())))
+    for _ in range(3):  # what is short is warm before it is timed; the rest takes too long to throw a round away
+        timers["rankprobe"](), timers["rankprobe with vectors"]()
+    found = book.run(name, timers, rounds, warm=side < 2048)
+    S = svdvals_factored(B, A, scaling)
+    full = torch.cat([S, S.new_zeros(side - LORA_RANK)])
+    found["facts"]["difference"] = float((full - dense["svd"]).abs().max() / S[0])
+    if gradience is not None:
+        theirs = scaling * low_rank_singular_values(A, B)
+        found["facts"]["difference_gradience"] = float((S - theirs).abs().max() / S[0])
+        # Factors that training let grow unevenly: a product with values from 1 to 1e-11.
+        uneven = torch.logspace(0, -11, LORA_RANK, dtype=torch.float64)
+        Q, P = torch.linalg.qr(B.double()).Q, torch.linalg.qr(A.T.double()).Q
+        found["facts"]["uneven"] = {
+            "rankprobe": float((svdvals_factored(Q * uneven, P.T) / uneven - 1).abs().max()),
+            "gradience": float((low_rank_singular_values(P.T, Q * uneven) / uneven - 1).abs().max()),
+        }
+    book.write()
 
 
-def measure_audit(rounds: int) -> list[dict]:
-    """A whole adapter: our table against gradience's audit, each with its own reading of the folder."""
-    try:
-        from gradience.vnext.audit import audit_lora_peft_dir
-    except ImportError as error:
-        click.echo(f"audit: left out, {error}", err=True)
-        return []
-    import rankprobe
+def lora_rows(found: dict) -> list[dict]:
+    """By a dense SVD of the product, with the bars, and by gradience."""
+    facts = found["facts"]
+    rows = faster(found, "rankprobe", "torch svd float64", 1000)
+    for other in ("torch svdvals float64", "scipy svdvals float64", "gradience", "rankprobe with vectors"):
+        rows += faster(found, "rankprobe", other)
+    rows += figure("difference from torch svd float64", facts.get("difference"), "of σ₁", 1e-10)
+    rows += figure("difference from gradience", facts.get("difference_gradience"), "of σ₁")
+    for way, error in facts.get("uneven", {}).items():
+        rows += figure(f"error of {way}, values from 1 to 1e-11", error, "of the value")
+    return rows
 
-    m, n = FACTORED
+
+def _measure_audit(book: Book, side: int, rounds: int) -> None:
+    """An adapter's files, from opening them to every update's values and ranks."""
+    name, twice = f"audit of {AUDITED} updates {side}x{side} r={LORA_RANK}", 2 * rounds
+    if book.rounds_of(name) >= twice:
+        return
+    from gradience.vnext.audit import audit_lora_peft_dir
+
     with tempfile.TemporaryDirectory() as folder:
-        write_adapter(Path(folder), m, n)
-        timers = {"ours": lambda: rankprobe.spectrum(folder), "gradience": lambda: audit_lora_peft_dir(folder)}
-        seconds, given = interleave(timers, rounds, f"audit of {MODULES} updates")
-    ranks = given["ours"].set_index("name")
-    # Its stable ranks are those of B @ A without the scaling, which is no difference to a ratio.
-    theirs = {layer.name.removeprefix("base_model.model."): layer.stable_rank for layer in given["gradience"].layers}
-    error = max(abs(theirs[name.removesuffix(".weight")] - rank) / rank for name, rank in ranks["stable_rank"].items())
-    shape = f"{MODULES} of {m} x {n}, r = {R}"
-    return [row("audit", shape, "gradience audit", seconds["ours"], seconds["gradience"], None) | {"error": error}]
+        _write_adapter(Path(folder), side)
+
+        def theirs() -> list:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                audit = audit_lora_peft_dir(folder, include_top_singular_values=LORA_RANK, compute_udr=False)
+            assert len(audit.layers) == AUDITED and not audit.issues
+            return audit.layers
+
+        def ours() -> tuple:
+            ranks, spectra = spectrum_of(pair(None, open_input(folder)))
+            assert len(ranks) == AUDITED
+            return ranks, spectra
+
+        found = book.run(name, {"rankprobe": seconds_of(ours), "gradience": seconds_of(theirs)}, twice)
+        # gradience's values are those of B A, its sigma_max and Frobenius norm of the update are scaled.
+        by_name = ours()[0].set_index("name")["sigma_max"]
+        differences = [
+            abs(layer.delta_sigma_max / by_name[layer.name.removeprefix("base_model.model.") + ".weight"] - 1)
+            for layer in theirs()
+        ]
+        found["facts"]["difference"] = max(differences)
+    book.write()
 
 
-def write_adapter(folder: Path, m: int, n: int) -> None:
-    """A PEFT adapter with random factors."""
-    draw, tensors = torch.Generator().manual_seed(0), {}
-    for layer in range(MODULES):
-        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{stem}.lora_A.weight"] = torch.randn(R, n, generator=draw)
-        tensors[f"{stem}.lora_B.weight"] = torch.randn(m, R, generator=draw)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": R, "lora_alpha": 2 * R, "target_modules": ["q_proj"]}
+def audit_rows(found: dict) -> list[dict]:
+    """Measuring an adapter by gradience's audit of it."""
+    rows = faster(found, "rankprobe", "gradience")
+    return rows + figure("difference of sigma_max", found["facts"].get("difference"), "of σ₁")
+
+
+def _write_adapter(folder: Path, side: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for number in range(AUDITED):
+        stem = f"base_model.model.model.layers.{number // 2}.self_attn.{'qv'[number % 2]}_proj"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(LORA_RANK, side, generator=generator) / side**0.5
+        tensors[f"{stem}.lora_B.weight"] = 0.01 * torch.randn(side, LORA_RANK, generator=generator)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": LORA_RANK, "lora_alpha": LORA_ALPHA, "target_modules": ["q_proj", "v_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 @click.command()
-@click.option("--rounds", default=9, show_default=True, type=click.IntRange(6), help="Rounds of the small matrices.")
-@click.option("--rounds-large", default=6, show_default=True, type=click.IntRange(6), help="Rounds of 4096 x 4096.")
-@click.option("--largest", default=4096, show_default=True, help="Leave larger matrices out.")
-@click.option("--again", is_flag=True, help="Measure again what is stored.")
-@click.option("--out", default=ROOT / "results" / "benchmarks", type=click.Path(path_type=Path), help="Output folder.")
-def main(rounds: int, rounds_large: int, largest: int, again: bool, out: Path) -> None:
-    """Measure, print and store what is not stored yet."""
-    file = out / "decompositions.csv"
-    table = pd.DataFrame() if again or not file.exists() else pd.read_csv(file)
-    questions: dict[tuple[str, str], Callable[[], list[dict]]] = {}
-    for m, n in SHAPES:
-        if max(m, n) <= largest:
-            many = rounds if m * n < 4096**2 else rounds_large
-            questions["values", f"{m} x {n}"] = lambda m=m, n=n, many=many: measure_values(m, n, many)
-    m, n = FACTORED
-    questions["audit", f"{MODULES} of {m} x {n}, r = {R}"] = lambda: measure_audit(rounds)
-    if max(m, n) <= largest:
-        questions["factored", f"{m} x {n}, r = {R}"] = lambda: measure_factored(rounds_large)
-    out.mkdir(parents=True, exist_ok=True)
-    for (question, shape), measure in questions.items():
-        if len(table) and ((table["question"] == question) & (table["shape"] == shape)).any():
-            continue
-        table = pd.concat([table, pd.DataFrame(measure())], ignore_index=True)
-        store(table, out)
-    click.echo(table.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep=""))
-
-
-def store(table: pd.DataFrame, out: Path) -> None:
-    """Table and how it was made, whole or not at all."""
-    record = {
-        "command": "python studies/benchmarks/decompositions.py",
-        "ci_method": "median of per-round ratios, order statistics, 95 %",
-        "device": device_record("cpu", torch.get_num_threads()),
-        "git": git_state(),
-        "versions": versions(),
-        "rows": json.loads(table.to_json(orient="records")),
+@click.option("--only", default="", metavar="REGEX", help="Cases whose name it finds.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of every case.  [default: 3 to 9 by size]")
+@click.option("--scale", default=1.0, show_default=True, help="Sides are multiplied by it: a try at 0.1 takes seconds.")
+@click.option("--gradience", type=click.Path(path_type=Path, exists=True), help="Where pip --target put gradience.")
+@click.option("--out", default=RESULTS, type=click.Path(path_type=Path), help="Output folder.")
+def main(only: str, rounds: int | None, scale: float, gradience: Path | None, out: Path) -> None:
+    """Measure, print and store speed and accuracy of singular values."""
+    book = Book("decompositions", out, code=("linalg", "analysis"), scale=scale)
+    side = round(LORA_SIDE * scale)
+    work = {f"lora {side}x{side} r={LORA_RANK}": lambda: measure_lora(book, side, gradience, rounds or 3)}
+    book.rows = {
+        f"lora {side}x{side} r={LORA_RANK}": lora_rows,
+        f"audit of {AUDITED} updates {side}x{side} r={LORA_RANK}": audit_rows,
     }
-    texts = {"decompositions.csv": table.to_csv(index=False, float_format="%.6g"),
-             "decompositions.json": json.dumps(record, indent=1) + "\n"}  # fmt: skip
-    for name, text in texts.items():
-        (out / f".{name}.tmp").write_text(text, encoding="utf-8")
-        os.replace(out / f".{name}.tmp", out / name)
+    for shape in SHAPES:
+        m, n = (round(x * scale) for x in shape)
+        for spectrum in SPECTRA:
+            name, times = f"values {m}x{n} {spectrum}", rounds or ROUNDS[max(shape)]
+            book.rows[name] = values_rows
+            work[name] = lambda s=spectrum, m=m, n=n, t=times: measure_values(book, s, m, n, t)
+    for name, measure in work.items():
+        if re.search(only, name):
+            measure()
+    show(book.table())
 
 
 if __name__ == "__main__":

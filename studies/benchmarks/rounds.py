@@ -104,12 +104,17 @@ class Book:
             seconds = {way: timers[way]() for way in order}
             if number < 0:
                 continue
-            for way, took in seconds.items():
-                found["seconds"].setdefault(way, []).append(took)
-            found["load"].append(round(load, 2))
-            self.write()
+            self.add(name, seconds, load)
             click.echo(f"\r{name}: round {self.rounds_of(name)} of {rounds}", nl=done + number + 1 >= rounds, err=True)
         return found
+
+    def add(self, name: str, seconds: dict[str, float], load: float) -> None:
+        """Keep a round's seconds by way; ``load`` is the machine's before it began."""
+        found = self.case(name)
+        for way, took in seconds.items():
+            found["seconds"].setdefault(way, []).append(took)
+        found["load"].append(round(load, 2))
+        self.write()
 
     def write(self) -> None:
         """Both files, whole or not at all."""

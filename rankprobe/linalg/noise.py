@@ -100,7 +100,8 @@ def storage_noise(
     from a swallowed one, and is called swallowed.
 
     *Swallowed.* Where more than half of the entries are unchanged, the error is mostly -D itself. The rank of what is
-    left says little about the rank of what was learned: None. The floor is then the one of all entries.
+    left says little about the rank of what was learned: None. The floor is then the one of all entries. Rows and
+    columns without a change count as unchanged here if others have hardly any: then they were trained, and faded out.
 
     *Re-rounding.* With W0 on the dtype's grid the error is a function of the update, entry by entry. Where updates are
     small or take few values, it has directions of its own that stand above noise. So a count of 2 to 128 is put to
@@ -132,7 +133,7 @@ def storage_noise(
     dtype = storage_dtype(W1)
     unchanged = 1 - int(changed.sum()) / (m * n)
     sparse = unchanged > _SPARSE and _typical_change(dW, W1, dtype, generator) > _FAR
-    swallowed = unchanged > 0.5 and not sparse
+    swallowed = not sparse and (unchanged > 0.5 or _fading(changed))
     # Where an entry did not change, the error is -D there: no larger than changes are, and nothing under a mask.
     most = 0.0 if sparse else math.inf if swallowed else 2 * math.sqrt(3 / (m * n)) * float(dW.norm())
     scale, unit = _spacings([W1, W0] if base_rounded else [W1], changed, most, rows, columns)
@@ -167,6 +168,21 @@ def changed_block(changed: Tensor) -> tuple[Tensor, Tensor]:
     [[0], [1]]
     """
     return changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
+
+
+def _fading(changed: Tensor) -> bool:
+    """Whether most of all entries are unchanged, and not because some rows or columns were never trained.
+
+    Those would stand apart. Where rows fade out, as they do where rounding swallows an update whose rows differ in
+    size, others have a few changes: about as many rows have less than a quarter as have none.
+    """
+    if 2 * int(changed.sum()) >= changed.numel():
+        return False
+    for axis in (1, 0):
+        share = changed.sum(axis) / max(1, int(changed.any(1 - axis).sum()))
+        if 0 < int((share == 0).sum()) <= 2 * int(((share > 0) & (share < 0.25)).sum()):
+            return True
+    return False
 
 
 def _typical_change(dW: Tensor, W1: Tensor, dtype: torch.dtype, generator: torch.Generator) -> float:

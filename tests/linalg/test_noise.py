@@ -194,6 +194,18 @@ def test_a_dtype_that_swallowed_the_update_gets_no_rank():
     assert found.swallowed and found.rank is None and found.floor > 0
 
 
+@pytest.mark.parametrize("seed", [3, 15, 18])
+def test_rows_that_faded_out_count_as_swallowed(seed):
+    """Without them fewer than half are unchanged: but they were trained, as the rows with few changes tell."""
+    W0 = normal(64, 64, seed=seed).bfloat16()
+    u, v = normal(64, 1, seed=seed + 100, scale=1), normal(64, 1, seed=seed + 200, scale=1)
+    W1 = (W0.double() + 0.65 * typical_ulp(W0) * u @ v.T).bfloat16()
+    changed = W1 != W0
+    left = changed[changed.any(1)][:, changed.any(0)]
+    assert float(changed.double().mean()) < 0.5 < float(left.double().mean())
+    assert noise_of(W0, W1, W0=W0).swallowed
+
+
 def test_no_update_is_rank_zero_and_not_swallowed():
     W0 = normal(64, 32).half()
     found = noise_of(W0, W0, W0=W0)

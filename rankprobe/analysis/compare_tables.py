@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.analysis.compare_matrix import angle_chance, chance
+from rankprobe.analysis.spectrum_tables import in_order
 from rankprobe.linalg.subspace import overlap_moments, random_overlap
 
 _RANDOM = ("random_mean", "random_low", "random_high")
@@ -154,7 +155,7 @@ def by_kind(comparison: Comparison) -> pd.DataFrame:
             for side, part in rows.groupby("side"):
                 by = part.groupby("kind")[column]
                 found[f"{name}_{side.lower()}"] = by.median() if name == "factor" else by.mean()
-    return found.reset_index()
+    return found.loc[in_order(found.index)].reset_index()
 
 
 def across_layers(comparison: Comparison) -> pd.DataFrame:

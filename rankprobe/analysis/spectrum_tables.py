@@ -9,7 +9,8 @@ import pandas as pd
 
 from rankprobe.analysis.spectrum import INTEGERS, NOISE_RANKS
 
-_KIND_ORDER = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")
+# Kinds of a block's matrices, as data flow through it.
+KINDS = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")
 _LAST = ("other", "embed")  # what is no part of a block's attention or feed-forward comes last
 
 
@@ -20,8 +21,8 @@ def in_order(kinds: Iterable[str]) -> list[str]:
     ['q', 'down', 'conv', 'other', 'embed']
     """
     there = dict.fromkeys(kinds)
-    middle = [k for k in there if k not in _KIND_ORDER + _LAST]
-    return [*(k for k in _KIND_ORDER if k in there), *middle, *(k for k in _LAST if k in there)]
+    middle = [k for k in there if k not in KINDS + _LAST]
+    return [*(k for k in KINDS if k in there), *middle, *(k for k in _LAST if k in there)]
 
 
 def read_ranks(path) -> pd.DataFrame:

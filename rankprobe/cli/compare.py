@@ -123,16 +123,29 @@ def compare(x: str, y: str, base: str | None, form: str, device: str, threads: i
         click.echo(found.matrices.to_json(orient="records", indent=1))
     else:
         table, labels = by_kind(found), " and ".join(dict.fromkeys(found.labels))
+        title = f"{labels}: {len(found.matrices)} matrices, medians by kind"
+        against_base = [c for c in ("factor_x", "factor_y", "intruders_x", "intruders_y") if c in table]
         if found.same:  # φ is 1
-            table = table[[c for c in ("kind", "matrices", "r_x", "factor_x", "intruders_x") if c in table]]
-        print_table(
-            table.rename(columns=lambda c: c.replace("_", " ")),
-            title=f"{labels}: {len(found.matrices)} matrices, medians by kind",
-            notes=None if found.same else "above random: matrices whose φ(min, min) is above the 95 % interval of "
-            "random subspaces",
-        )
+            alone = [c for c in against_base if c.endswith("_x")]
+            print_table(_headed(table[["kind", "matrices", "r_x", *alone]]), title=title)
+        else:
+            print_table(
+                _headed(table.drop(columns=against_base)),
+                title=title,
+                notes="above random: matrices whose φ(min, min) is above the 95 % interval of random subspaces",
+            )
+            if against_base:
+                print_table(
+                    _headed(table[["kind", "matrices", *against_base]]),
+                    title="Against W0",
+                    notes="factor: ‖dW‖ by what W0 has on the same directions, ‖UᵀW0V‖",
+                )
         _print_layers(found)
     click.echo(str(out / "report.html"), err=form != "table")
+
+
+def _headed(table):
+    return table.rename(columns=lambda c: c.replace("_", " "))
 
 
 def _print_layers(found) -> None:

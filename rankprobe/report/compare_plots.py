@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from rankprobe.analysis.compare_tables import Comparison
+from rankprobe.analysis.spectrum_tables import KINDS
 from rankprobe.report.style import BLUE, GREY, ORANGE, WIDTH_IN, Picture, style
 
-_KIND_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 _CHANCE = "#c9c9c9"
 _GRIDS, _LAYER_PANELS = 4, 6
 _RANDOM_WORDS = "grey: not above the 95 % interval of random subspaces"
@@ -45,9 +45,9 @@ def chosen_matrices(matrices: pd.DataFrame, most: int) -> list[str]:
     most : int
         How many at most.
     """
-    inside = matrices[matrices["layer"].notna() & matrices["kind"].isin(_KIND_ORDER)]
+    inside = matrices[matrices["layer"].notna() & matrices["kind"].isin(KINDS)]
     pool = inside if len(inside) else matrices
-    kinds = [k for k in _KIND_ORDER if k in set(pool["kind"])] or list(dict.fromkeys(pool["kind"]))
+    kinds = [k for k in KINDS if k in set(pool["kind"])] or list(dict.fromkeys(pool["kind"]))
     kinds = kinds[:most]
     each = most // len(kinds)
     names = []
@@ -119,10 +119,10 @@ def overlap_grids(comparison: Comparison) -> Picture | None:
 def overlap_by_layer(comparison: Comparison) -> Picture | None:
     """φ with all directions of the smaller side, by layer and kind."""
     table = comparison.matrices
-    table = table[table["layer"].notna() & table["kind"].isin(_KIND_ORDER)]
+    table = table[table["layer"].notna() & table["kind"].isin(KINDS)]
     if comparison.same or table["layer"].nunique() < 2:
         return None
-    kinds = [k for k in _KIND_ORDER if k in set(table["kind"])]
+    kinds = [k for k in KINDS if k in set(table["kind"])]
 
     def grid(column: str) -> np.ndarray:
         return table.pivot_table(index="layer", columns="kind", values=column, aggfunc="mean")[kinds].to_numpy(float)

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from rankprobe.analysis.spectrum_tables import KINDS
 from rankprobe.report import numbers as say
 from rankprobe.report.claims import full_energy_shares, functional_ranks
 from rankprobe.report.comparison import configurations, full_reference, main_lora, main_metric
@@ -15,7 +16,6 @@ from rankprobe.report.matrix_plots import heat_map
 from rankprobe.report.matrix_plots import spectra as draw_spectra
 from rankprobe.report.style import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH_IN, Picture, score_ticks
 
-_KIND_ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 _RULES = {
     "rest_tuned": ("full fine-tuning, everything else stays tuned", BLUE, "o", "-"),
     "rest_base": ("full fine-tuning, all else but the head reset to W0", ORANGE, "s", "--"),
@@ -87,7 +87,7 @@ def spectra(findings: Findings) -> Picture | None:
         return None
     where = ranks.drop_duplicates("name").set_index("name")[["layer", "kind"]]
     table = table[table["run_id"].isin([run["run_id"] for run in runs])].join(where, on="name").dropna(subset=["layer"])
-    table = table[(table["sigma"] > 0) & table["kind"].isin(_KIND_ORDER)]
+    table = table[(table["sigma"] > 0) & table["kind"].isin(KINDS)]
     if table.empty:
         return None
     # A square matrix's last few values fall by orders of magnitude; drawn in full, they would flatten all others.
@@ -122,7 +122,7 @@ def energy_heat_map(findings: Findings) -> Picture | None:
     shares = full_energy_shares(findings.tables["ranks"], findings.runs)
     if shares.empty:
         return None
-    kinds = [k for k in _KIND_ORDER if k in set(shares["kind"])]
+    kinds = [k for k in KINDS if k in set(shares["kind"])]
     grid = shares.pivot_table(index="layer", columns="kind", values="pct", aggfunc="mean")[kinds]
     grid.index = grid.index.astype(int)
     counts = shares.pivot_table(index="layer", columns="kind", values="energy_rank_90", aggfunc="mean")[kinds]
@@ -176,7 +176,7 @@ def _energy_curves(table: pd.DataFrame, ranks: pd.DataFrame, run_id: str) -> pd.
     """Share of Σσ² in the first k values, a column a block matrix, k from 1 to the largest p."""
     if table.empty or ranks.empty:
         return None
-    blocks = ranks[(ranks["run_id"] == run_id) & ranks["layer"].notna() & ranks["kind"].isin(_KIND_ORDER)]["name"]
+    blocks = ranks[(ranks["run_id"] == run_id) & ranks["layer"].notna() & ranks["kind"].isin(KINDS)]["name"]
     mine = table[(table["run_id"] == run_id) & table["name"].isin(blocks)]
     if mine.empty:
         return None

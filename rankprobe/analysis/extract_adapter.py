@@ -32,7 +32,8 @@ def layout_of_adapter(pairing: Pairing, *, keep: NameFilter) -> Layout:
     """
     adapter: AdapterSource = pairing.tuned
     base = pairing.base.config if pairing.base is not None else {}
-    task = adapter.config.get("task_type") or task_type(base.get("architectures"))
+    guess = _task_of_head(adapter) if not adapter.config else None
+    task = adapter.config.get("task_type") or guess or task_type(base.get("architectures"))
     shapes = {f"{path}.weight": of.shape for path, of in adapter.modules.items()} | dict(adapter.saved)
     layout = Layout(by_names(shapes, {}, base), task if isinstance(task, str) else None)
     factored = [matrix for matrix in pairing.matrices if matrix.source == "factored"]
@@ -43,6 +44,8 @@ def layout_of_adapter(pairing: Pairing, *, keep: NameFilter) -> Layout:
             continue
         kind = "embedding" if adapter.modules[path].embedding else "conv1d" if matrix.transposed else "linear"
         layout.targets.append(Target(matrix, _unwrapped(path), kind))
+    if guess:
+        layout.notes.append(f"The file does not say what its head is for: task_type is {guess} by the head's name")
     for name, why in pairing.skipped.items():
         if name in adapter.skipped:
             layout.lost.append(Lost(name, why, math.nan))
@@ -90,6 +93,13 @@ def contents_of_adapter(
         fan_in_fan_out=bool(adapter.config.get("fan_in_fan_out", conv1d)), base_model=base_model,
     )  # fmt: skip
     return Contents(config, entries, beside, lost)
+
+
+def _task_of_head(adapter: AdapterSource) -> str | None:
+    """PEFT's task type for the head that a loralib file holds; a classifier is taken for one of whole texts."""
+    heads = {head_of(name) for name in adapter.saved}
+    tasks = {"classifier": "SEQ_CLS", "score": "SEQ_CLS", "qa_outputs": "QUESTION_ANS"}
+    return next((task for head, task in tasks.items() if head in heads), None)
 
 
 def _saved_modules(adapter: AdapterSource, task: str | None) -> tuple[list[str], str]:

@@ -30,6 +30,7 @@ def print_extraction(done: Extraction, *, base: str, out: Path | None) -> None:
     print_table(_by_kind(done.table), title=f"{of}, {summary['rule']}")
     if done.beside:
         beside = pd.DataFrame(sorts_of(done.beside)).rename(columns={"change": "norm of their change"})
+        beside = beside.dropna(axis="columns", how="all")  # of an adapter alone no change is known
         print_table(beside, title="Carried beside the factors")
     if done.lost:
         lost = pd.DataFrame(done.lost).rename(columns={"name": "what", "change": "norm of its change"})

@@ -186,3 +186,26 @@ def test_a_resized_adapter_of_an_extraction_is_the_extraction_of_that_rank(tmp_p
     name = "AutoModelForSequenceClassification"
     ours, theirs = (logits(with_adapter(base, name, tmp_path / folder)) for folder in ("r8to3", "r3"))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_loralib_file_with_its_head_becomes_an_adapter_that_peft_loads(tmp_path):
+    base, tuned = fine_tune("roberta", "AutoModelForSequenceClassification", tmp_path)
+    W = {name: t for name, t in load_file(tuned / "model.safetensors").items() if name.startswith("classifier.")}
+    for i in range(2):
+        for kind in ("query", "value"):
+            path = f"roberta.encoder.layer.{i}.attention.self.{kind}.lora_"
+            W |= {f"{path}A": torch.randn(6, 32), f"{path}B": torch.randn(32, 6)}
+    torch.save(W, tmp_path / "loralib.bin")
+    pairing = pair(None, open_input(tmp_path / "loralib.bin", alpha=3), fused=True)
+    done = extract(pairing, tmp_path / "a", rank=2)
+    assert (done.summary["task_type"], done.summary["num_labels"]) == ("SEQ_CLS", 3)
+    model = load(base, "AutoModelForSequenceClassification")
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, t in W.items():
+            if name.endswith("lora_A"):
+                dW = 0.5 * W[name.replace("lora_A", "lora_B")].double() @ t.double()
+                modules[name.removesuffix(".lora_A")].weight += truncated(dW, 2).float()
+        model.load_state_dict({name: t for name, t in W.items() if "lora_" not in name}, strict=False)
+    ours = logits(with_adapter(base, "AutoModelForSequenceClassification", tmp_path / "a"))
+    torch.testing.assert_close(ours, logits(model), atol=1e-4, rtol=0)

@@ -26,10 +26,13 @@ class WorkError(RankprobeError, RuntimeError):
 def must(what: str, rule: str, got: object, next_step: str) -> str:
     """One line that says what is wrong, the value, and what to do.
 
+    What cannot be printed, as names in a damaged file may have it, is escaped.
+
     Examples
     --------
     >>> must("r", "be at least 1", 0, "Pass --r 1 or more")
     'r must be at least 1. Got 0. Pass --r 1 or more.'
     """
     end = "" if next_step.endswith(("?", ".")) else "."
-    return f"{what} must {rule}. Got {got}. {next_step}{end}"
+    line = f"{what} must {rule}. Got {got}. {next_step}{end}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.factors import AdapterModule, AdapterSource, scaling_of
 from rankprobe.weights.fingerprint import fingerprint
+from rankprobe.weights.peft_patterns import by_pattern, check_matches, check_pattern
 from rankprobe.weights.tensors import TensorFiles, open_tensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -125,10 +127,12 @@ def read_config(folder: Path) -> dict:
     if not isinstance(config, dict):
         raise UsageError(must(CONFIG_FILE, "be a JSON object", type(config).__name__, "Save the adapter again"))
     if config.get("peft_type") != "LORA":
-        raise UsageError(must("adapter", "be of peft_type LORA", config.get("peft_type"), "Pass a LoRA adapter"))
+        got = config.get("peft_type")
+        got = got[:80] if isinstance(got, str) else reprlib.repr(got)
+        raise UsageError(must("adapter", "be of peft_type LORA", got, "Pass a LoRA adapter"))
     for option in _NOT_PLAIN:
         if config.get(option):
-            got = f"{option}: {str(config[option]).lower()[:80]}"
+            got = f"{option}: {reprlib.repr(config[option]).lower()}"
             raise UsageError(must("adapter", "be a plain B @ A", got, "Merge it with peft and pass the merged model"))
     for option in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(option) or {}
@@ -136,12 +140,8 @@ def read_config(folder: Path) -> dict:
             got = type(patterns).__name__
             raise UsageError(must(f"{option} in {CONFIG_FILE}", "be an object", got, "Save the adapter again"))
         for pattern, value in patterns.items():
-            _number(f"{option}[{pattern!r}]", value)
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:
-                got = f"{pattern!r} ({error})"
-                raise UsageError(must(f"{option}'s keys", "be regular expressions", got, "Correct the key")) from None
+            _number(f"{option}[{pattern[:160]!r}]", value)
+            check_pattern(f"{option}'s keys", pattern)
     for option in ("r", "lora_alpha"):
         if config.get(option) is not None:
             _number(option, config[option])
@@ -183,7 +183,8 @@ def _modules(
     factors: Mapping[str, Mapping[str, str]], tensors: TensorFiles, config: Mapping
 ) -> tuple[dict[str, AdapterModule], dict[str, str]]:
     """Each module's factors, checked; and those that adapt no single matrix, with the reason."""
-    _check_patterns(config, factors)
+    for option in ("rank_pattern", "alpha_pattern"):
+        check_matches(f"{option}'s keys", config.get(option) or {}, factors)
     targets = config.get("target_parameters") or []
     stacks = tuple(str(t).rpartition(".")[0] for t in targets) if isinstance(targets, list) else ()
     modules, stacked = {}, {}
@@ -231,34 +232,16 @@ def _module(
     return AdapterModule(shape, r, float(alpha), scaling, A, B, tensors.stored[B].dtype, (), embedding, bias)
 
 
-def _check_patterns(config: Mapping, paths: Iterable[str]) -> None:
-    paths = list(paths)
-    for option in ("rank_pattern", "alpha_pattern"):
-        for pattern in config.get(option) or {}:
-            if paths and not any(_matches(pattern, path) for path in paths):
-                got = f"{pattern!r}, which matches none of {len(paths)}, such as {paths[0]}"
-                raise UsageError(must(f"{option}'s keys", "match a module of the adapter", got, "Correct the key"))
-
-
-def by_pattern(patterns: Mapping[str, object], path: str, default: object) -> object:
-    """PEFT's rule: a key is a regular expression for the end of the path, the first that matches wins."""
-    return next((value for pattern, value in patterns.items() if _matches(pattern, path)), default)
-
-
-def _matches(pattern: str, path: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", path) is not None
-
-
 def _number(name: str, value: object) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or abs(value) > 1e30 or not math.isfinite(value):
         rule = "be a finite number"
-        raise UsageError(must(f"{name} in {CONFIG_FILE}", rule, repr(value)[:80], "Correct it there"))
+        raise UsageError(must(f"{name} in {CONFIG_FILE}", rule, reprlib.repr(value), "Correct it there"))
 
 
 def _base_name(stored: object) -> str | None:
     """The base's name as the config has it; of a path its last part, since paths are nobody else's business."""
-    if not isinstance(stored, str) or not stored:
+    if not isinstance(stored, str) or not stored.isprintable() or not 0 < len(stored) < 500:
         return None
     if stored.startswith(("/", "~", ".")) or "\\" in stored:
         return stored.replace("\\", "/").rstrip("/").rpartition("/")[2] or None

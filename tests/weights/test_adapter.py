@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from rankprobe.errors import UsageError
 from rankprobe.weights.adapter import open_peft
+from rankprobe.weights.peft_patterns import by_pattern
 from tests.tiny_models import make_tiny
 
 LINEAR = {
@@ -164,6 +165,15 @@ def test_the_first_pattern_that_matches_wins(tmp_path):
     assert [modules[f"layers.{i}.q_proj"].alpha for i in (0, 1)] == [8, 6]
 
 
+def test_patterns_that_search_for_ever_are_stopped():
+    """What re would search for hours is answered, or refused after half a second."""
+    path = "encoder.layer.0.attention.self.query"
+    for pattern in ("(.*)*x", "((.+)+)+!", "(?:a|aa)*b"):
+        assert by_pattern({pattern: 2}, path, 7) == 7
+    with pytest.raises(UsageError, match=r"be matched within 0.5 s. Got '\(\(.\).*, which takes longer for encoder.layer"):
+        by_pattern({"((.)|(..)|(...))+[^y]": 2}, path, 7)
+
+
 def test_a_base_is_named_without_its_path(tmp_path):
     for stored, shown in (("/home/someone/llama", "llama"), ("org/llama", "org/llama"), ("", None), (None, None),
                           (r"C:\models\llama", "llama"), (7, None)):
@@ -202,6 +212,10 @@ def test_convolutions_and_parameters_are_left_out_with_the_reason(tmp_path):
     ({"rank_pattern": {"k_proj": 2}}, "rank_pattern's keys must match a module of the adapter. Got 'k_proj'"),
     ({"alpha_pattern": {"k_proj": 2}}, "alpha_pattern's keys must match a module"),
     ({"rank_pattern": {"(": 2}}, r"rank_pattern's keys must be regular expressions. Got '\('"),
+    ({"alpha_pattern": {"((a{1000}){1000}){1000}": 2}}, "repeats of 10,000 in all"),
+    ({"rank_pattern": {"a" * 100_001: 2}}, "at most 100,000 characters"),
+    ({"rank_pattern": {"(?R)": 2}}, "must be regular expressions"),
+    ({"peft_type": "\x1b[2J"}, r"peft_type LORA. Got \\x1b\[2J"),
     ({"rank_pattern": ["q_proj"]}, "rank_pattern in adapter_config.json must be an object. Got list"),
     ({"rank_pattern": {"q_proj": "2"}}, r"rank_pattern\['q_proj'\] in adapter_config.json must be a finite number"),
     ({"rank_pattern": {r"0\.q_proj": 3}}, "Got 2 in the factors of layers.0.q_proj, 3"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankprobe.errors import UsageError, must
-from rankprobe.linalg.matrix import checked, not_converged, tall_of, that_count
+from rankprobe.linalg.matrix import checked, in_use, not_converged, tall_of, that_count
 
 
 def svdvals_dense(M: Tensor, *, name: str = "M") -> Tensor:
@@ -52,7 +52,7 @@ def svdvals_dense(M: Tensor, *, name: str = "M") -> Tensor:
     """
     tall, _ = tall_of(checked(M, name))
     try:
-        return torch.linalg.svdvals(tall[that_count(tall.any(dim=1), tall.shape[1])])
+        return torch.linalg.svdvals(tall[that_count(in_use(tall, 1), tall.shape[1])])
     except torch.linalg.LinAlgError as error:
         raise not_converged(name, error) from error
 
@@ -97,7 +97,7 @@ def svd_dense(M: Tensor, k: int | None = None, *, name: str = "M") -> tuple[Tens
     p = tall.shape[1]
     if k is not None and not 1 <= k <= p:
         raise UsageError(must("k", f"be from 1 to min(m, n) = {p} of {name}", k, "Pass another k"))
-    rows = that_count(tall.any(dim=1), p)
+    rows = that_count(in_use(tall, 1), p)
     try:
         part, S, Vh = torch.linalg.svd(tall[rows], full_matrices=False)
     except torch.linalg.LinAlgError as error:

@@ -258,9 +258,7 @@ def command_rows(found: dict) -> list[dict]:
 @click.option("--mergekit", type=click.Path(exists=True), help="mergekit-extract-lora, in an environment of its own.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the pairs are put.  [default: a temporary one]")
 @click.option("--out", default=RESULTS, type=click.Path(path_type=Path), help="Output folder.")
-def main(
-    rounds: int, command_rounds: int, scale: float, mergekit: str | None, folder: Path | None, out: Path
-) -> None:
+def main(rounds: int, command_rounds: int, scale: float, mergekit: str | None, folder: Path | None, out: Path) -> None:
     """Measure, print and store what extracting an adapter costs and leaves."""
     code = ("linalg", "analysis", "weights", "cli")
     book = Book("extract", out, code=code, scale=scale, mergekit=bool(mergekit))

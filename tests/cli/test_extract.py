@@ -96,7 +96,7 @@ def test_an_adapter_alone_is_resized_and_names_its_own_size(here):
     result = extract("r8", "--rank", 2, "--out", "r2")
     assert result.exit_code == 0 and "of r8's" in result.stdout and "num_labels=3" in result.stdout
     assert {t.shape[0] for name, t in load_file("r2/adapter_model.safetensors").items() if "lora_A" in name} == {2}
-    assert rankprobe("spectrum", "r2", "--format", "csv", "--out", "s", "--device", "cpu").exit_code == 0
+    assert rankprobe("spectrum", "r2", "--values-only", "--out", "s", "--device", "cpu").exit_code == 0
     assert set(pd.read_csv("s/ranks.csv")["numerical_rank"]) == {2}
 
 

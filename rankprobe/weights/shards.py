@@ -45,7 +45,11 @@ def read_index(file: Path) -> dict[str, str]:
         if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts) or not shard.isprintable():
             rule = "name shards inside its own folder"
             raise UsageError(must(f"{file}", rule, repr(shard)[:160], _AGAIN))
-        if not (file.parent / shard).is_file():
+        try:
+            there = (file.parent / shard).is_file()
+        except OSError:  # a name too long for the file system
+            there = False
+        if not there:
             got = f"no {shard[:160]} in {file.parent}, which {file.name} names"
             raise UsageError(must("The model's weights", "be whole", got, "Fetch the shard that is missing"))
     return index

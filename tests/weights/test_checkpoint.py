@@ -93,6 +93,7 @@ def test_a_shard_that_is_missing_damaged_or_elsewhere(llama, tmp_path):
         r"inside its own folder. Got '..\\\\out.safetensors'": r"..\out",
         r"inside its own folder. Got 'a\\nb.safetensors'": "a\nb",
         "be whole. Got no model-00099.safetensors in .*/m, which model.safetensors.index.json names": "model-00099",
+        "be whole. Got no xxx": "x" * 5000,
     }
     shutil.copy(shards[0], tmp_path / "out.safetensors")
     for message, shard in refused_index.items():

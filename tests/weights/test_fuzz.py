@@ -1,4 +1,4 @@
-"""Two thousand damaged files: each ends in an answer or in one line, soon and in little memory."""
+"""Two thousand damaged files and more: each ends in an answer or in one line, soon and in little memory."""
 
 import json
 import math
@@ -224,6 +224,31 @@ def config_folder(folder):
     return made, "adapter_config.json", base
 
 
+def pickled_folder(folder):
+    torch.save(nudged(bert_like()), folder / "pytorch_model.bin")
+    return folder, "pytorch_model.bin", checkpoint_in_memory(bert_like())
+
+
+def sharded_folder(folder, name="model.safetensors.index.json"):
+    """Two shards, their index, and a config of a model in float8."""
+    tensors, shards = nudged(bert_like()), {}
+    scaled = next(n for n, t in tensors.items() if t.dim() == 2)
+    tensors |= {scaled: tensors[scaled].to(torch.float8_e4m3fn), f"{scaled}_scale_inv": torch.ones(5, 2)}
+    for i in (0, 1):
+        names = list(tensors)[i::2]
+        shards |= dict.fromkeys(names, f"model-0000{i + 1}-of-00002.safetensors")
+        (folder / shards[names[0]]).write_bytes(save({n: tensors[n] for n in names}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    settings = {"quant_method": "fp8", "weight_block_size": [2, 4], "config_groups": {"a": {"weights": {"bits": 8}}}}
+    config = {"model_type": "bert", "tie_word_embeddings": True, "text_config": {}, "quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, name, checkpoint_in_memory(bert_like())
+
+
+def config_of_shards(folder):
+    return sharded_folder(folder, "config.json")
+
+
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from Linux's /proc")
 def test_the_peak_of_a_case_is_seen():
     before = peak(reset=True)
@@ -233,7 +258,8 @@ def test_the_peak_of_a_case_is_seen():
 
 @pytest.mark.parametrize("make, mutate, cases", [
     (model_folder, mutated_safetensors, 600), (adapter_folder, mutated_safetensors, 500),
-    (config_folder, mutated_config, 900),
+    (config_folder, mutated_config, 900), (pickled_folder, damage, 200), (sharded_folder, mutated_config, 200),
+    (config_of_shards, mutated_config, 200),
 ])
 def test_damaged_files_end_in_an_answer_or_one_line(tmp_path, make, mutate, cases):
     folder, name, base = make(tmp_path)
@@ -251,4 +277,4 @@ def test_damaged_files_end_in_an_answer_or_one_line(tmp_path, make, mutate, case
             wrong.append((i, of))
     assert not wrong, wrong[:5]
     # Neither a mutation that is always seen nor one that never matters would test anything.
-    assert seen["answer"] > 0.15 * cases and seen["error"] > 0.3 * cases, seen
+    assert seen["answer"] > 0.1 * cases and seen["error"] > 0.2 * cases, seen

@@ -22,8 +22,9 @@ __all__ = [
     "storage_noise", "ulp",
 ]  # fmt: skip
 
-_DRAWS = 3
+_DRAWS, _MORE_DRAWS = 3, 5
 _SAMPLE = 1 << 18  # entries that a median is taken from
+_ONE_STEP = 1.5  # spacings: changes that are typically no larger are those of a swallowed update
 _FAR = 16  # spacings: an update whose typical change is larger is not what rounding swallows
 _SPARSE = 0.1  # share of unchanged entries that an update with changes so large cannot have by rounding
 _REROUND_RANK = 128  # beyond it, what the error borrows from the update is spread too thin to stand out
@@ -89,8 +90,10 @@ def storage_noise(
     *Floor.* Rounding to nearest errs by up to half a spacing either way. Three matrices of uniform ± ulp(W1) / 2 are
     drawn, and the largest of their σ₁ is the floor (by Lanczos, to 1e-3). A value counts if it is above that by more
     than 5 %, or by two scales of the Tracy-Widom law where that is more (8 % at 64 × 64): the largest of four draws is
-    not always among the first three. Of one row or column, a value counts above the largest that rounding can make,
-    √Σ(ulp / 2)². With base_rounded one draw stands for both roundings, with their joint variance.
+    not always among the first three. Where a few entries or rows have most of the noise, draws differ by more; if the
+    first three do by half that margin, five others are made, and a value counts above the largest of the eight plus
+    their range. Of one row or column, it counts above the largest that rounding can make, √Σ(ulp / 2)². With
+    base_rounded one draw stands for both roundings, with their joint variance.
 
     *What takes part.* Rows and columns that did not change at all (tokens never seen) hold no error and are left out
     of everything here. Elsewhere an entry that did not change has the error -D: drawn uniform up to √3 times dW's root
@@ -101,7 +104,8 @@ def storage_noise(
 
     *Swallowed.* Where more than half of the entries are unchanged, the error is mostly -D itself. The rank of what is
     left says little about the rank of what was learned: None. The floor is then the one of all entries. Rows and
-    columns without a change count as unchanged here if others have hardly any: then they were trained, and faded out.
+    columns without a change count as unchanged here where changes are of one spacing, or if other rows have hardly
+    any: then they were trained, and faded out.
 
     *Re-rounding.* With W0 on the dtype's grid the error is a function of the update, entry by entry. Where updates are
     small or take few values, it has directions of its own that stand above noise. So a count of 2 to 128 is put to
@@ -132,22 +136,23 @@ def storage_noise(
     generator = torch.Generator(device=dW.device).manual_seed(seed)
     dtype = storage_dtype(W1)
     unchanged = 1 - int(changed.sum()) / (m * n)
-    sparse = unchanged > _SPARSE and _typical_change(dW, W1, dtype, generator) > _FAR
-    swallowed = not sparse and (unchanged > 0.5 or _fading(changed))
+    typical = _typical_change(dW, W1, dtype, generator)
+    sparse = unchanged > _SPARSE and typical > _FAR
+    swallowed = not sparse and (unchanged > 0.5 or _faded(changed, typical))
     # Where an entry did not change, the error is -D there: no larger than changes are, and nothing under a mask.
     most = 0.0 if sparse else math.inf if swallowed else 2 * math.sqrt(3 / (m * n)) * float(dW.norm())
     scale, unit = _spacings([W1, W0] if base_rounded else [W1], changed, most, rows, columns)
-    floor, size = 0.0, float(scale.norm()) * unit / math.sqrt(12)
-    for _ in range(_DRAWS):
-        noise = torch.rand(scale.shape, generator=generator, dtype=scale.dtype, device=scale.device)
-        noise.sub_(0.5).mul_(scale)
-        floor = max(floor, top_value(noise, generator) * unit)
-    del noise, scale
+    size = float(scale.norm()) * unit / math.sqrt(12)
+    drawn = [_top_of_noise(scale, generator) * unit for _ in range(_DRAWS)]
+    floor, margin = max(drawn), 1 + max(0.05, 2 * fluctuation(m, n))
+    if max(drawn) - min(drawn) > (margin - 1) / 2 * floor:
+        drawn += [_top_of_noise(scale, generator) * unit for _ in range(_MORE_DRAWS)]
+        margin = max(margin, (2 * max(drawn) - min(drawn)) / floor)
+    del scale
     S = S[: min(m, n)].double()
     bulk = _bulk(S, floor, size, m, n)
     if swallowed:
         return StorageNoise(None, floor, bulk, True)
-    margin = 1 + max(0.05, 2 * fluctuation(m, n))
     # One row or column has one value, and three draws of it say little: there the largest that rounding can make.
     threshold = max(floor * margin if min(m, n) > 1 else math.sqrt(3) * size, arithmetic)
     rank = int((threshold < S).sum())
@@ -170,17 +175,25 @@ def changed_block(changed: Tensor) -> tuple[Tensor, Tensor]:
     return changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
 
 
-def _fading(changed: Tensor) -> bool:
+def _top_of_noise(scale: Tensor, generator: torch.Generator) -> float:
+    """σ₁ of one draw of uniform noise of that width."""
+    noise = torch.rand(scale.shape, generator=generator, dtype=scale.dtype, device=scale.device)
+    return top_value(noise.sub_(0.5).mul_(scale), generator)
+
+
+def _faded(changed: Tensor, typical: float) -> bool:
     """Whether most of all entries are unchanged, and not because some rows or columns were never trained.
 
-    Those would stand apart. Where rows fade out, as they do where rounding swallows an update whose rows differ in
-    size, others have a few changes: about as many rows have less than a quarter as have none.
+    Those stand apart. Where rounding swallows an update whose rows differ in size, changes are of a spacing or two, and
+    rows fade out: about as many have changes in less than a quarter of their entries as have none.
     """
     if 2 * int(changed.sum()) >= changed.numel():
         return False
+    if typical <= _ONE_STEP:
+        return True
     for axis in (1, 0):
         share = changed.sum(axis) / max(1, int(changed.any(1 - axis).sum()))
-        if 0 < int((share == 0).sum()) <= 2 * int(((share > 0) & (share < 0.25)).sum()):
+        if 0 < int((share == 0).sum()) <= 4 * int(((share > 0) & (share < 0.25)).sum()):
             return True
     return False
 

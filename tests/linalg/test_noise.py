@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from rankprobe.errors import UsageError
-from rankprobe.linalg import noise
 from rankprobe.linalg.noise import storage_noise, ulp
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -52,6 +51,19 @@ def test_rounding_alone_has_rank_zero_and_the_floor_is_its_top_value(dtype, shap
         assert found.floor == pytest.approx(float(torch.linalg.matrix_norm(W1.double() - W0, 2)), rel=0.08)
 
 
+def test_rounding_alone_has_rank_zero_where_a_few_weights_have_most_of_it():
+    """Above the floor by 8 % is where one in ten of these are."""
+    wrong = higher = 0
+    for seed in range(60):
+        tails = normal(3, 64, 64, seed=seed + 60, scale=1).square().mean(0).sqrt()  # Student's t of 3 degrees
+        rows = normal(64, 1, seed=seed + 60, scale=1.5).exp()
+        for W0 in (normal(64, 64, seed=seed) / tails, normal(64, 64, seed=seed) * rows):
+            found = noise_of(W0, W0.bfloat16(), W0=W0)
+            wrong += found.rank != 0
+            higher += float(torch.linalg.matrix_norm(W0.bfloat16().double() - W0, 2)) > 1.08 * found.floor
+    assert wrong <= 2 and higher >= 6
+
+
 @pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("k", [1, 4, 16])
 @pytest.mark.parametrize("same_dtype_base", [False, True])
@@ -74,33 +86,6 @@ def test_what_lies_far_below_the_edge_is_not_seen():
     W0 = normal(128, 96)
     edge = typical_ulp(W0.bfloat16()) / math.sqrt(12) * (math.sqrt(128) + math.sqrt(96))
     assert noise_of(W0, (W0 + planted(128, 96, 4, 0.2 * edge)).bfloat16()).rank == 0
-
-
-def test_error_that_follows_the_update_is_not_taken_for_rank():
-    """Rank 1 with updates of the order of a spacing: values above any noise, and none of them an update's."""
-    mended = 0
-    for seed in range(6):
-        W0 = normal(256, 256, seed=seed).bfloat16().double()
-        u, v = (normal(256, 1, seed=part + seed, scale=1) for part in (10, 20))
-        D = typical_ulp(W0.bfloat16()) * u @ v.T
-        W1 = (W0 + D).bfloat16()
-        unchanged = float((W1.double() == W0).double().mean())
-        assert 0.3 < unchanged < 0.5
-        mended += noise_of(W0, W1).rank > 1
-        assert noise_of(W0, W1, W0=W0).rank == 1
-        assert noise_of(W0, W1, W0=W0.bfloat16()).rank == 1
-    assert mended == 6
-
-
-@pytest.mark.parametrize("share", [0.1, 0.2])
-def test_a_second_direction_is_not_explained_away(share):
-    """As above, with a second direction of the update's own beside what follows from the first."""
-    W0 = normal(256, 256).bfloat16().double()
-    u, v = normal(256, 1, seed=1, scale=1), normal(256, 1, seed=2, scale=1)
-    first = typical_ulp(W0.bfloat16()) * u @ v.T
-    second = planted(256, 256, 1, share * float(torch.linalg.matrix_norm(first, 2)), seed=5)
-    W1 = (W0 + first + second).bfloat16()
-    assert noise_of(W0, W1, W0=W0).rank == 2
 
 
 def test_many_planted_cases():
@@ -137,21 +122,6 @@ def test_a_second_rounding_shows_in_the_bulk_and_can_be_counted(dtype):
     assert uncounted.bulk_to_floor == pytest.approx(two, rel=0.02) and uncounted.rank > 4
     assert counted.bulk_to_floor == pytest.approx(1, rel=0.02) and counted.rank == 4
     assert counted.floor == pytest.approx(uncounted.floor * two, rel=0.05)
-
-
-@pytest.mark.parametrize(("seed", "k", "dtype"), [(147, 1, torch.float16), (491, 1, torch.float16),
-                                                  (984, 1, torch.bfloat16), (888, 4, torch.bfloat16)])  # fmt: skip
-def test_two_roundings_of_a_small_update_are_not_taken_for_rank(monkeypatch, seed, k, dtype):
-    """Four of the 10 of 1,490 such updates that the floor alone gets wrong; a base drawn anew explains them."""
-    choose = np.random.default_rng(seed)
-    choose.choice([1, 4])
-    W0 = normal(64, 64, seed=seed, scale=0.02 + 0.03 * choose.random())
-    B, A = normal(64, k, seed=seed + 10**5, scale=1), normal(k, 64, seed=seed + 2 * 10**5, scale=1)
-    D = choose.uniform(0.6, 6) / math.sqrt(k) * typical_ulp(W0.to(dtype)) * B @ A
-    before, after = W0.to(dtype), (W0 + D).to(dtype)
-    assert noise_of(before, after, W0=before, base_rounded=True).rank == k
-    monkeypatch.setattr(noise, "explained_rank", lambda S, dW, W0, dtype, most, *_: most)
-    assert noise_of(before, after, W0=before, base_rounded=True).rank == k + 1
 
 
 def test_training_that_rounds_at_every_step_shows_in_the_bulk():

@@ -66,7 +66,7 @@ def test_a_second_direction_is_not_explained_away(share):
 @pytest.mark.parametrize(("seed", "k", "dtype"), [(147, 1, torch.float16), (847, 1, torch.float16),
                                                   (984, 1, torch.bfloat16), (888, 4, torch.bfloat16)])  # fmt: skip
 def test_two_roundings_of_a_small_update_are_not_taken_for_rank(monkeypatch, seed, k, dtype):
-    """Four of the 9 of 1,490 such updates that the floor alone gets wrong; a base drawn anew explains 8 of them."""
+    """Four of the 8 of 1,490 such updates that the floor alone gets wrong; a base drawn anew explains 7 of them."""
     choose = np.random.default_rng(seed)
     choose.choice([1, 4])
     W0 = normal(64, 64, seed=seed, scale=0.02 + 0.03 * choose.random())

@@ -8,8 +8,8 @@
 
 from rankprobe.linalg.direct import svd_dense, svdvals_dense
 from rankprobe.linalg.factored import svd_factored, svdvals_factored
-from rankprobe.linalg.gram import Values, singular_values
 from rankprobe.linalg.leading import Leading, leading
+from rankprobe.linalg.values import Values, singular_values
 
 __all__ = [
     "Leading",

@@ -54,7 +54,7 @@ class Step:
 def by_count(M: Tensor, k: int, total: float, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """k leading triplets of M (m, n), m >= n, of energy ``total``; None if the basis would grow too large."""
     before = gain = None
-    for step in _steps(M, k + _OVERSAMPLING, _BASIS_OF_COUNT, seed):
+    for step in steps(M, k + _OVERSAMPLING, _BASIS_OF_COUNT, seed):
         found = step.energies[:k]
         gain, last_gain = None if before is None else (found - before).clamp(min=0), gain
         left = total - float(found.sum())
@@ -69,7 +69,7 @@ def by_share(M: Tensor, share: float, slack: float, total: float, seed: int) -> 
     size = max(2 * _OVERSAMPLING, M.shape[1] // 32)
     need = (share - slack) * total
     before = torch.zeros(0)
-    for step in _steps(M, size, _BASIS_OF_SHARE, seed):
+    for step in steps(M, size, _BASIS_OF_SHARE, seed):
         running = step.energies.cumsum(0)
         c = len(running)
         count = int((running < need).sum()) + 1
@@ -101,7 +101,7 @@ def _to_come(gain: Tensor, last_gain: Tensor | None) -> float:
     return float((gain * ratio / (1 - ratio)).sum())
 
 
-def _steps(M: Tensor, size: int, share: float, seed: int) -> Iterator[Step]:
+def steps(M: Tensor, size: int, share: float, seed: int) -> Iterator[Step]:
     """Bases of one block after the other, each of ``size`` columns, up to a share of M's."""
     m, n = M.shape
     generator = torch.Generator().manual_seed(seed)

@@ -197,7 +197,8 @@ def _definitions() -> Table:
 
 def _settings(result: SpectrumResult, settings: dict[str, str]) -> Table:
     counts = result.ranks["decomposition"].value_counts() if "decomposition" in result.ranks else pd.Series(dtype=int)
-    ways = {"gram": "by the Gram matrix", "direct": "directly", "factored": "from factors"}
+    ways = {"gram": "by the Gram matrix", "deflated": "the strong part apart, the rest by its Gram matrix",
+            "direct": "directly", "factored": "from factors"}  # fmt: skip
     facts = {
         **settings,
         "decomposed in float64": ", ".join(f"{count} {ways.get(way, way)}" for way, count in counts.items()),

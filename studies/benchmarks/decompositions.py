@@ -246,7 +246,7 @@ def _write_adapter(folder: Path, side: int) -> None:
 @click.option("--out", default=RESULTS, type=click.Path(path_type=Path), help="Output folder.")
 def main(only: str, rounds: int | None, scale: float, gradience: Path | None, out: Path) -> None:
     """Measure, print and store speed and accuracy of singular values."""
-    book = Book("decompositions", out, code=("linalg", "analysis"), scale=scale)
+    book = Book("decompositions", out, scale=scale)
     side = round(LORA_SIDE * scale)
     work = {f"lora {side}x{side} r={LORA_RANK}": lambda: measure_lora(book, side, gradience, rounds or 3)}
     book.rows = {

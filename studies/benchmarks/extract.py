@@ -260,7 +260,7 @@ def command_rows(found: dict) -> list[dict]:
 @click.option("--out", default=RESULTS, type=click.Path(path_type=Path), help="Output folder.")
 def main(rounds: int, command_rounds: int, scale: float, mergekit: str | None, folder: Path | None, out: Path) -> None:
     """Measure, print and store what extracting an adapter costs and leaves."""
-    code = ("linalg", "analysis", "weights", "cli")
+    code = ("linalg", "analysis", "weights")
     book = Book("extract", out, code=code, scale=scale, mergekit=bool(mergekit))
     bert = dict(bert_shapes(max(1, round(12 * scale)), 12 * round(64 * scale)))
     llama = dict(llama_shapes(max(1, round(4 * scale)), 16 * round(64 * scale), round(2816 * scale)))

@@ -241,7 +241,7 @@ def test_no_noise_is_drawn_where_it_is_not_wanted_or_cannot_be_known():
 
 
 def test_counts_do_not_hang_on_the_gram_matrixs_error():
-    """The rounding of a float32 pair lies where squaring loses digits: the update is taken off before it is measured."""
+    """The rounding of a float32 pair lies where squaring loses digits: the update is taken off it first."""
     W0 = normal(400, 300)
     near = stored(W0, low_rank(400, 300, 2, 200.0), torch.float32)
     far = stored(W0, low_rank(400, 300, 2, 200.0), torch.bfloat16, "b")

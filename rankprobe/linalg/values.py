@@ -73,8 +73,8 @@ def singular_values(M: Tensor, *, name: str = "M") -> Values:
     that is given is at least 10 times what it may err by, or what a direct decomposition gives, and whatever is
     counted from the values (numerical_rank of a low-rank update among it) does not hang on the way taken.
 
-    A matrix of low rank is told before the eigenvalues are paid for: no singular value of M is above the smallest of
-    a part of its columns, so a Cholesky decomposition of a corner of the Gram matrix that fails settles it.
+    A matrix of low rank is told before its Gram matrix is paid for: no singular value of M is above the smallest of a
+    part of its columns, so a Cholesky decomposition of a corner of the Gram matrix that fails settles it.
 
     Rows and columns of zeros are left out first, and M is scaled by a power of two where squares would leave float64's
     range. Beside M, at most twice M in float64 is in use at once (three times where zero rows or columns left out make

@@ -20,7 +20,7 @@ from rankprobe.cli import options as o
     "  rankprobe extract base tuned --budget 300000 --embeddings drop --dry-run\n"
     "  rankprobe extract adapter-r64 --energy 0.99 --out smaller"
 )
-@click.argument("inputs", nargs=-1, metavar="[BASE] TUNED")
+@click.argument("inputs", nargs=-1, required=True, metavar="[BASE] TUNED")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the adapter; new or empty.")
 @click.option("--rank", type=int, default=None, metavar="N", help="Keep N directions of every matrix.")
 @click.option("--energy", type=float, default=None, metavar="Q", help="The fewest that hold a share Q of its Σσ².")
@@ -55,8 +55,8 @@ def extract(inputs: tuple[str, ...], out: Path | None, form: str, threads: int |
     """
     from rankprobe.errors import UsageError, must
 
-    if not 1 <= len(inputs) <= 2:
-        got = f"{len(inputs)} inputs" if inputs else "nothing"
+    if len(inputs) > 2:
+        got = f"{len(inputs)} inputs"
         raise UsageError(must("extract", "get BASE and TUNED, or an adapter", got, "See rankprobe extract --help"))
     if out is None and not dry_run:
         raise UsageError(must("extract", "know where to write", "no --out", "Pass --out adapter, or --dry-run"))

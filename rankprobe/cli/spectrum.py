@@ -18,7 +18,7 @@ from rankprobe.cli import options as o
     "  rankprobe spectrum base tuned --include 'layers\\.(0|1)\\.' --values-only --out here\n"
     "  rankprobe spectrum lora-r8-qv-eval-s0-0123456789"
 )
-@click.argument("inputs", nargs=-1, metavar="[BASE] TUNED")
+@click.argument("inputs", nargs=-1, required=True, metavar="[BASE] TUNED")
 @click.option("--by", type=click.Choice(["kind", "layer", "matrix"]), default=None,
               help="Rows: medians of a kind or of a layer, or every matrix.  [default: kind; a table shows both]")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
@@ -47,8 +47,8 @@ def spectrum(inputs: tuple[str, ...], by: str | None, form: str, threads: int | 
     """
     from rankprobe.errors import UsageError, must
 
-    if not 1 <= len(inputs) <= 2:
-        got = f"{len(inputs)} inputs" if inputs else "nothing"
+    if len(inputs) > 2:
+        got = f"{len(inputs)} inputs"
         raise UsageError(must("spectrum", "get TUNED, or BASE and TUNED", got, "See rankprobe spectrum --help"))
     if threads and not {"torch", "scipy"} & set(sys.modules):
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

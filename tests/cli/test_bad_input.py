@@ -176,6 +176,8 @@ def test_tasks_refuse(wrong, monkeypatch, arguments, message):
         ["latency", "--budget", "0"],
         ["reproduce-paper", "--scale", "huge"],
         ["spectrum"],
+        ["compare", "one"],
+        ["extract"],
         ["data"],
         ["fine-tune"],
         ["--verbose"],
@@ -317,8 +319,8 @@ def test_latency_refuses(bench, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["spectrum", "no-such-run"], 2, "RUN must be the folder of a finished run. Got 'no-such-run'. Look into runs"),
-        (["spectrum", "train.csv"], 2, "RUN must be the folder of a finished run"),
+        (["spectrum", "no-such-run"], 2, "TUNED must be on this machine. Got 'no-such-run', which is no folder"),
+        (["spectrum", "train.csv"], 2, "train.csv must end with .safetensors"),
         (["params", "--model", "base", "--r", "1,99"], 2, "r must be from 1 to"),
         (["params", "--model", "nobody/no-such-model"], 2, "must be on this machine"),
         (["report", "nowhere"], 2, "DIR must be an output folder"),

@@ -147,7 +147,6 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(here):
         (("base", "tuned", "--out", "a", "--rank", "0"), "--rank must be a whole number of at least 1. Got 0"),
         (("base", "tuned", "--out", "a", "--energy", "nan"), "--energy must be above 0"),
         (("base", "tuned", "--rank", "3"), "no --out. Pass --out adapter, or --dry-run"),
-        (("--rank", "3", "--out", "a"), "extract must get BASE and TUNED, or an adapter. Got nothing"),
         (("base", "tuned", "tuned", "--rank", "3", "--out", "a"), "Got 3 inputs"),
         (("tuned", "--rank", "3", "--out", "a"), "TUNED must be an adapter or come with its base"),
         (("base", "base", "--rank", "3", "--out", "a"), "TUNED must differ from BASE"),

@@ -219,7 +219,6 @@ def test_sides_that_are_no_pair(bench, tmp_path):
     refused(spectrum("adapter", "base"), 2, "BASE must ")
     refused(spectrum("tuned"), 2, "TUNED must be an adapter or come with its base")
     refused(spectrum("base", "missing/model.bin"), 2, "TUNED must be .*does not exist")
-    refused(spectrum(), 2, "spectrum must get TUNED, or BASE and TUNED. Got nothing")
     refused(spectrum("a", "b", "c"), 2, "Got 3 inputs")
     assert not Path("results").exists()
 

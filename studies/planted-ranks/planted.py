@@ -28,7 +28,7 @@ DRAWS = {(64, 64): (45, 54), (256, 256): (18, 24), (768, 768): (8, 8), (768, 307
 
 
 @click.command()
-@click.option("--seed", default=2026, show_default=True, help="Of everything that is drawn.")
+@click.option("--seed", default=2027, show_default=True, help="Of everything that is drawn.")
 @click.option("--share", default=1.0, show_default=True, help="Of the updates: 0.1 for a first look.")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "results" / "planted-ranks")
 def main(seed: int, share: float, out: Path) -> None:

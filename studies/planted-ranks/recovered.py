@@ -96,6 +96,6 @@ def picture(cases: pd.DataFrame) -> Picture:
         axes.set_xlabel("smallest planted σ / largest σ of the error")
         axes.grid(axis="y")
     panels[0].set_ylabel("right rank, %")
-    panels[0].legend(loc="center right")
+    panels[0].legend(loc="lower right")
     caption = "Share of updates of rank 1, 4 and 16 whose rank is found; fewer than half of the entries unchanged."
     return Picture("recovered_ranks", "Recovered ranks", figure, caption)

@@ -111,8 +111,9 @@ def _claimed(out: Path, plan: dict, *, overwrite: bool) -> Iterator[None]:
             stack.enter_context(_locked(out))
         try:
             yield
-        except BaseException:
-            if not there and _nothing_in(out):
+        except BaseException as error:
+            # Where the inputs are at fault, corrected ones are other inputs: nothing of this is to be taken up.
+            if not there and (isinstance(error, UsageError) or _nothing_in(out)):
                 _clear(out)
                 release_output(out)
             raise

@@ -57,7 +57,8 @@ def dense_delta(base: Side, tuned: Side, base_name: str, site: WeightSite, name:
     if not all_finite(dW):
         side = tuned if not all_finite(W1) else base
         got = f"NaN or infinity in {side.label}"
-        raise UsageError(must(name, "be finite on both sides", got, "Check how the model was trained and stored"))
+        next_step = "Check how the model was trained and stored, or leave the matrix out with --exclude"
+        raise UsageError(must(name, "be finite on both sides", got, next_step))
     return Delta(name, site.layer, site.kind, site.shape, base.dtypes[base_name], tuned.dtypes[site.parameter],
                  base_norm, dW=dW, W0=W0, W1=W1)
 

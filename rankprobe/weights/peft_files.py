@@ -183,10 +183,18 @@ def _modules(
     factors: Mapping[str, Mapping[str, str]], tensors: TensorFiles, config: Mapping
 ) -> tuple[dict[str, AdapterModule], dict[str, str]]:
     """Each module's factors, checked; and those that adapt no single matrix, with the reason."""
-    for option in ("rank_pattern", "alpha_pattern"):
-        check_matches(f"{option}'s keys", config.get(option) or {}, factors)
     targets = config.get("target_parameters") or []
-    stacks = tuple(str(t).rpartition(".")[0] for t in targets) if isinstance(targets, list) else ()
+    targets = tuple(map(str, targets)) if isinstance(targets, list) else ()
+    stacks = tuple(of.rpartition(".")[0] for of in targets)
+    layers = config.get("target_modules")
+    if "" in stacks and isinstance(layers, list):  # `gate_up_proj` alone: whatever is no target module holds it
+        ends = tuple(f".{of}" for of in layers)
+        stacks += tuple(path for path in factors if not f".{path}".endswith(ends))
+    # A parameter's own rank goes by the parameter's path, which no factor has in its name.
+    leaves = {of.rpartition(".")[2] for of in targets}
+    parameters = [f"{path.replace('.base_layer', '')}.{leaf}" for path in factors for leaf in sorted(leaves)]
+    for option in ("rank_pattern", "alpha_pattern"):
+        check_matches(f"{option}'s keys", config.get(option) or {}, (*factors, *parameters))
     modules, stacked = {}, {}
     for path, keys in factors.items():
         embedding = "embedding A" in keys or "embedding B" in keys

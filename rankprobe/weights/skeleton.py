@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rankprobe.weights.architecture import kind_of, weight_sites
@@ -57,6 +57,9 @@ class Skeleton:
     encoder_decoder : bool
     prefix : str
         Name of the attribute that holds the headless model.
+    loaded : callable
+        Name that transformers loads a stored parameter under, and whether it is split or put together with others on
+        the way.
     """
 
     architecture: str
@@ -64,6 +67,7 @@ class Skeleton:
     tied: Mapping[str, str] = field(default_factory=dict)
     encoder_decoder: bool = False
     prefix: str = ""
+    loaded: Callable[[str], tuple[str, bool]] = field(default=lambda name: (name, False), repr=False, compare=False)
 
     def canonical(self, name: str) -> str:
         """A stored parameter's name as the built model has it; the stored one where the model has none such."""
@@ -73,7 +77,17 @@ class Skeleton:
                 else f"{self.prefix}.{name}"
             if other.rpartition(".")[0] in self.parts:
                 return other
+        if self.architecture and name.rpartition(".")[0] not in self.parts:
+            # Files keep names that the class has no more: GPT-NeoX's embed_out, ViT's encoder.layer.
+            renamed, converted = self.loaded(name)
+            if not converted and renamed.rpartition(".")[0] in self.parts:
+                return renamed
         return name
+
+    def has(self, name: str) -> bool:
+        """Whether a stored parameter goes into the built model: as it is, or as part of another (stacked experts)."""
+        name = self.canonical(name)
+        return any(of.rpartition(".")[0] in self.parts for of in (name, self.loaded(name)[0]))
 
 
 def skeleton_of(config: Mapping, shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]) -> Skeleton:
@@ -97,7 +111,7 @@ def skeleton_of(config: Mapping, shapes: Mapping[str, tuple[int, ...]], tied: Ma
     # A config.json that asks for more layers than there are tensors is none of this checkpoint's, and costs hours.
     built = None if isinstance(layers, int) and layers > len(shapes) else _build(config)
     if built is not None:
-        known = sum(built.canonical(name).rpartition(".")[0] in built.parts for name in shapes)
+        known = sum(map(built.has, shapes))
         if known >= _KNOWN * len(shapes):
             return built
     return by_names(shapes, tied, config)
@@ -167,7 +181,31 @@ def _build(config: Mapping) -> Skeleton | None:
         dict(getattr(model, "all_tied_weights_keys", None) or {}),
         bool(getattr(settings, "is_encoder_decoder", False)),
         model.base_model_prefix or "",
+        _loading(model),
     )
+
+
+def _loading(model) -> Callable[[str], tuple[str, bool]]:
+    """How transformers renames what it loads into a model; names as they are where it cannot be asked."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        conversions = get_model_conversion_mapping(model)
+    except Exception:  # another transformers: these are no part of its documented interface
+        return lambda name: (name, False)
+    renamings = [of for of in conversions if isinstance(of, WeightRenaming)]
+    converters = [of for of in conversions if isinstance(of, WeightConverter)]
+    names = model.state_dict()
+
+    def loaded(name: str) -> tuple[str, bool]:
+        try:
+            renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, names)
+        except Exception:  # as above, and a name may be anything
+            return name, False
+        return renamed, converter is not None
+
+    return loaded
 
 
 def _part(path: str, module, model) -> Part:

@@ -196,6 +196,19 @@ def test_convolutions_and_parameters_are_left_out_with_the_reason(tmp_path):
                               "mlp.experts": "adapts parameters, not a layer (target_parameters)"}
 
 
+def test_parameters_that_are_targets_by_their_own_names_alone_are_left_out_too(tmp_path):
+    """What peft 0.21 makes of target_modules: all-linear on a mixture of experts."""
+    key = "base_model.model.{}.lora_{}.weight"
+    stack = {key.format(path, "A"): torch.ones(16, 6) for path in ("mlp.experts", "mlp.experts.base_layer")}
+    stack |= {of.replace("_A.", "_B."): torch.ones(4, 16) for of in stack}
+    tensors = {key.format("a.0.q_proj", "A"): torch.ones(2, 6), key.format("a.0.q_proj", "B"): torch.ones(4, 2)}
+    source = open_peft(small(
+        tmp_path / "a", tensors | stack, target_modules=["q_proj"], target_parameters=["gate_up_proj", "down_proj"],
+        rank_pattern={r".*\.gate_up_proj": 4}, alpha_pattern={r".*\.gate_up_proj": 8},
+    ))  # fmt: skip
+    assert list(source.modules) == ["a.0.q_proj"] and len(source.skipped) == 2
+
+
 @pytest.mark.parametrize("fields, message", [
     ({"peft_type": "IA3"}, "peft_type LORA. Got IA3"),
     ({"peft_type": None}, "peft_type LORA. Got None"),

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
 from rankprobe.weights.skeleton import by_names, skeleton_of
@@ -123,3 +124,23 @@ def test_embeddings_that_are_not_looked_up_plainly_take_no_factors(made):
     skeleton = skeleton_of(config, shapes_of(model), {})
     assert skeleton.parts["embeddings.word_embeddings"].adaptable
     assert not skeleton.parts["encoder.rel_embeddings"].adaptable  # read by attribute, never called
+
+
+@pytest.mark.parametrize("class_name, settings, names", [
+    ("GPTNeoXForCausalLM", {"num_attention_heads": 4}, {"embed_out.weight": "lm_head.weight"}),
+    ("ViTForImageClassification", {"num_attention_heads": 4, "image_size": 16, "patch_size": 4}, {
+        "vit.encoder.layer.1.attention.attention.query.weight": "vit.layers.1.attention.q_proj.weight",
+        "vit.encoder.layer.0.output.dense.bias": "vit.layers.0.mlp.fc2.bias"}),
+    ("MixtralForCausalLM", {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}, {
+        "model.layers.0.block_sparse_moe.gate.weight": "model.layers.0.mlp.gate.weight",
+        # Put together with others on loading: no module's weight.
+        "model.layers.0.block_sparse_moe.experts.3.w1.weight": "model.layers.0.block_sparse_moe.experts.3.w1.weight"}),
+])  # fmt: skip
+def test_names_that_only_files_have_are_those_that_transformers_loads_them_under(tmp_path, class_name, settings, names):
+    config_class = getattr(transformers, class_name).config_class
+    config = config_class(hidden_size=32, num_hidden_layers=2, intermediate_size=64, **settings)
+    getattr(transformers, class_name)(config).save_pretrained(tmp_path)
+    stored = {name: tuple(W.shape) for name, W in load_file(tmp_path / "model.safetensors").items()}
+    skeleton = skeleton_of(json.loads((tmp_path / "config.json").read_text()), stored, {})
+    assert names.keys() <= stored.keys() and skeleton.architecture == class_name
+    assert {name: skeleton.canonical(name) for name in names} == names

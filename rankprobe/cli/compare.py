@@ -9,6 +9,19 @@ import click
 
 from rankprobe.cli import options as o
 
+# A table's columns by their names in by_kind, in short words that wrap on a narrow terminal.
+_HEADS = {
+    "r_x": "r X", "r_y": "r Y", "phi_1_1": "φ (1,1)", "phi_min_min": "φ all", "phi_min_min_random_mean": "φ all random",
+    "above_random": "above random", "angle_min_deg": "least angle °", "share_x_in_y": "X in Y %",
+    "share_y_in_x": "Y in X %", "factor_x": "factor X", "factor_y": "factor Y", "intruders_x": "intruders X",
+    "intruders_y": "intruders Y", "mean_phi": "mean φ", "largest_phi": "largest φ",
+}  # fmt: skip
+_LEGEND = (
+    "r: directions compared; φ, from 0 to 1: the share of them in common, of the first alone and of all that the "
+    "smaller side has; above random: matrices whose φ all is above the 95 % interval of random subspaces; X in Y: "
+    "energy of X's update inside Y's directions"
+)
+
 
 @click.command(
     epilog="\b\nExamples:\n"
@@ -63,7 +76,7 @@ def compare(x: str, y: str, base: str | None, form: str, device: str, threads: i
     from rankprobe.experiment.output import claim_output, read_plan, release_output
     from rankprobe.experiment.parts import Parts
     from rankprobe.experiment.store import lock
-    from rankprobe.report.compare_page import write_comparison, write_tables
+    from rankprobe.report.compare_page import answer, write_comparison, write_tables
     from rankprobe.training.precision import pick_device
 
     device = pick_device(device)
@@ -132,20 +145,25 @@ def compare(x: str, y: str, base: str | None, form: str, device: str, threads: i
             print_table(
                 _headed(table.drop(columns=against_base)),
                 title=title,
-                notes="above random: matrices whose φ(min, min) is above the 95 % interval of random subspaces",
+                notes=_LEGEND,
             )
             if against_base:
                 print_table(
                     _headed(table[["kind", "matrices", *against_base]]),
                     title="Against W0",
-                    notes="factor: ‖dW‖ by what W0 has on the same directions, ‖UᵀW0V‖",
+                    notes="factor: ‖dW‖ by what W0 has on the same directions, ‖UᵀW0V‖; intruders: leading directions "
+                    f"of W1 that W0 did not have, in the mean of {what['intruder_k']} a matrix",
                 )
         _print_layers(found)
+        for line in answer(found, notes=False):
+            click.echo(line)
     click.echo(str(out / "report.html"), err=form != "table")
 
 
 def _headed(table):
-    return table.rename(columns=lambda c: c.replace("_", " "))
+    shares = [c for c in ("share_x_in_y", "share_y_in_x") if c in table]
+    table = table.assign(**{c: 100 * table[c] for c in shares})
+    return table.rename(columns=lambda c: _HEADS.get(c, c.replace("_", " ")))
 
 
 def _print_layers(found) -> None:
@@ -154,7 +172,7 @@ def _print_layers(found) -> None:
 
     table = across_layers(found)
     if len(table):
-        shown = table.drop(columns=["matrix"]).rename(columns=lambda c: c.replace("_", " "))
+        shown = _headed(table.drop(columns=["matrix"]))
         print_table(shown, title="φ(r, r) between layers", notes="random low, high: 95 % interval of the mean")
 
 

@@ -23,7 +23,9 @@ from rankprobe.cli import options as o
 @click.argument("inputs", nargs=-1, required=True, metavar="[BASE] TUNED")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the adapter; new or empty.")
 @click.option("--rank", type=int, default=None, metavar="N", help="Keep N directions of every matrix.")
-@click.option("--energy", type=float, default=None, metavar="Q", help="The fewest that hold a share Q of its Σσ².")
+@click.option("--energy", type=float, default=None, metavar="Q",
+              help="Of every matrix the fewest that hold a share Q of its Σσ². Fewer parameters for the same total: "
+              "--budget.")
 @click.option("--noise", is_flag=True, help="Those above the rounding of the stored weights.")
 @click.option("--budget", type=int, default=None, metavar="PARAMS",
               help="Spend so many parameters where they hold most: σ²/(m + n), largest first, over the whole network.")

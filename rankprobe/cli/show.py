@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,8 @@ from rankprobe.errors import must
 def print_table(table: pd.DataFrame, *, title: str, notes: str | None = None) -> None:
     """Print a DataFrame for people: thousands separated, four significant digits, empty where there is no value.
 
-    Headers wrap where the terminal is narrow; numbers and words do not.
+    Headers wrap where the terminal is narrow; numbers and words do not. Where that is not enough columns stand closer,
+    and what is wider still goes past the edge: rich would cut the last columns off without a word.
     """
     out = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=notes, caption_justify="left")
     for name in table.columns:
@@ -25,7 +27,18 @@ def print_table(table: pd.DataFrame, *, title: str, notes: str | None = None) ->
         out.add_column(str(name), justify="right" if number else "left", overflow="fold", min_width=min(longest, 44))
     for row in table.itertuples(index=False):
         out.add_row(*(_cell(value) for value in row))
-    Console(width=None if Console().is_terminal else 140).print(out)
+    console = Console(width=None if Console().is_terminal else 140)
+    if _drawn_width(console, out) > console.width:
+        out.padding, out.collapse_padding, out.pad_edge = (0, 1), True, False
+    while (width := _drawn_width(console, out)) > console.width:
+        console.width = width
+    console.print(out)
+
+
+def _drawn_width(console: Console, table: Table) -> int:
+    """Cells of the widest line before the console crops it: columns' least widths can add up to more than there are."""
+    drawn = "".join(segment.text for segment in console.render(table))
+    return max(cell_len(line) for line in drawn.splitlines())
 
 
 def run_summary(record: dict, folder: Path) -> None:

@@ -80,21 +80,22 @@ def comparison_page(comparison: Comparison, pictures: list[Picture], *, settings
         Section("How this was made", [_method(comparison), *([_skipped(comparison)] if len(comparison.skipped) else []),
                                       _settings(comparison, settings)]),
     ]
-    title = f"compare {x} with itself" if comparison.same else f"compare {x} and {y}"
+    title = f"The layers of {x}, compared" if comparison.same else f"What {x} and {y} share"
     n = len(comparison.matrices)
     return Page(title, f"X = {x}, Y = {y}; {n} {'matrix' if n == 1 else 'matrices'}, {_of(comparison)}",
                 answer(comparison), sections)
 
 
-def answer(comparison: Comparison) -> list[str]:
-    """What was found, in sentences; each number beside what chance gives."""
+def answer(comparison: Comparison, *, notes: bool = True) -> list[str]:
+    """What was found, in sentences, each number beside what chance gives; then, unless told not to, the notes."""
     table, said = comparison.matrices, []
     n = len(table)
     if n and not comparison.same:
         above = int((table["phi_min_min"] > table["phi_min_min_random_high"]).sum())
         first = int((table["phi_1_1"] > table["phi_1_1_random_high"]).sum())
         said.append(
-            f"All directions that the smaller side has: φ = {_phi(table['phi_min_min'].median())} in the median of {n} "
+            f"φ is the share of their directions that two updates have in common, from 0 to 1. With all directions of "
+            f"the smaller side φ = {_phi(table['phi_min_min'].median())} in the median of {n} "
             f"{'matrix' if n == 1 else 'matrices'}, where random subspaces have "
             f"{_phi(table['phi_min_min_random_mean'].median())}; {above} of {n} lie above the 95 % interval of chance."
         )
@@ -104,15 +105,16 @@ def answer(comparison: Comparison) -> list[str]:
         )
     grids = across_layers(comparison)
     for row in grids.itertuples():
+        mean = say.number(row.mean_phi, max(3, _digits(row.random_mean)))
         verdict = ("above" if row.mean_phi > row.random_high else "below" if row.mean_phi < row.random_low
                    else "no different from")
         said.append(
-            f"{row.kind}, {row.which}: mean φ({row.r}, {row.r}) over {row.pairs} pairs of layers is "
-            f"{_phi(row.mean_phi)}, {verdict} chance ({_chance(row.random_mean, row.random_low, row.random_high)})."
+            f"{row.kind}, {row.which}: mean φ({row.r}, {row.r}) over {row.pairs} pairs of layers is {mean}, "
+            f"{verdict} chance ({_chance(row.random_mean, row.random_low, row.random_high)})."
         )
     amplified = comparison.amplification
     if len(amplified):
-        factors = [f"{side} {say.number(part['factor'].median(), 1)}" for side, part in _sides(comparison, amplified)]
+        factors = [f"{side} {part['factor'].median():.2g}" for side, part in _sides(comparison, amplified)]
         said.append(f"Amplification of what W0 has on dW's directions, median factor: {', '.join(factors)}.")
     if len(comparison.intruders):
         rows = comparison.intruders
@@ -123,6 +125,8 @@ def answer(comparison: Comparison) -> list[str]:
             f"Intruder dimensions among the {k} leading left singular vectors of W1, over {matrices} matrices: "
             f"{', '.join(counts)}; W0 against itself {control}."
         )
+    if not notes:
+        return said
     return [*said, *(f"{note}." for note in comparison.notes)] or ["Nothing was compared yet."]
 
 
@@ -175,7 +179,8 @@ def _layers(comparison: Comparison) -> Table | None:
     if grids.empty:
         return None
     rows = [
-        [Cell(f"{r.kind}: {r.which}", r.matrix), Cell(say.count(r.pairs)), Cell(say.count(r.r)), Cell(_phi(r.mean_phi)),
+        [Cell(f"{r.kind}: {r.which}", r.matrix), Cell(say.count(r.pairs)), Cell(say.count(r.r)),
+         Cell(say.number(r.mean_phi, max(3, _digits(r.random_mean)))),
          Cell(_chance(r.random_mean, r.random_low, r.random_high)), Cell(say.percent(100 * r.above)),
          Cell(_phi(r.largest_phi), f"layers {r.layer_x} and {r.layer_y}")]
         for r in grids.itertuples()
@@ -259,7 +264,8 @@ def _phi(value: float) -> str:
 
 
 def _chance(mean: float, low: float, high: float) -> str:
-    return say.with_interval(mean, low, high, _digits(mean))
+    # A digit more where two would round a bound to the mean, and a value above chance to chance itself.
+    return say.with_interval(mean, low, high, max(3, _digits(mean)))
 
 
 def _digits(value: float) -> int:

@@ -105,7 +105,7 @@ def overlap_grids(comparison: Comparison) -> Picture | None:
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.2)
     which = "all" if len(names) == len(table) else f"{len(names)} of {len(table)}"
-    spaced = "" if len(names) == len(table) else ", of evenly spaced layers"
+    spaced = "" if len(names) == len(table) else ", the same number of each kind, from evenly spaced layers"
     caption = (
         f"φ(i, j) of the first i directions of X ({comparison.labels[0]}) and the first j of Y "
         f"({comparison.labels[1]}), {_words(comparison.of)}; {which} matrices{spaced} ({', '.join(names)}). "

@@ -72,7 +72,7 @@ def test_verdicts_about_layers_follow_the_interval(comparison):
     grid = comparison.layers
     for value, words in ((0.9, "above"), (0.0, "below"), (grid["random_mean"], "no different from")):
         said = " ".join(answer(dataclasses.replace(comparison, layers=grid.assign(phi=value))))
-        assert said.count(f", {words} chance (0.25 [") == 4
+        assert said.count(f", {words} chance (0.250 [") == 4
 
 
 def test_one_input_with_itself_is_not_presented_as_a_finding(tmp_path):

@@ -127,9 +127,9 @@ def _storage(result: SpectrumResult) -> Table | None:
             [
                 Cell(of.dtype), Cell(say.count(of.matrices)), Cell(say.percent(100 * of.unchanged)),
                 Cell(say.count(of.swallowed), f"{gone} of their weights unchanged" if gone else ""),
-                Cell(_power(floors.median()), f"{_power(floors.min())} to {_power(floors.max())}"),
+                Cell(_power(floors.median()), _range(floors)),
                 Cell(f"{(part['sigma_max'] / floors).median():.3g}"),
-                Cell(say.number(of.bulk_to_floor, 2)),
+                Cell(say.MISSING if say.missing(of.bulk_to_floor) else f"{of.bulk_to_floor:.3g}"),
             ]
         )  # fmt: skip
     if not rows:
@@ -147,6 +147,12 @@ def _storage(result: SpectrumResult) -> Table | None:
 def _power(value: float) -> str:
     """Two digits, with a minus that no line breaks at."""
     return f"{value:.2g}".replace("-", say.MINUS)
+
+
+def _range(values: pd.Series) -> str:
+    """From the least to the largest; nothing where they read the same."""
+    least, largest = _power(values.min()), _power(values.max())
+    return "" if least == largest else f"{least} to {largest}"
 
 
 def _vectors(result: SpectrumResult) -> Table | None:
@@ -183,7 +189,7 @@ def _left_out(result: SpectrumResult) -> Table | None:
         shown = ", ".join(map(str, names.head(_NAMES))) + (", ..." if len(names) > _NAMES else "")
         rows.append([Cell(reason, shown), Cell(say.count(len(names)))])
     more = f" The first {_REASONS} of {groups.ngroups} reasons." if groups.ngroups > _REASONS else ""
-    return Table(["why", "parameters"], rows, f"Each is in not_compared.csv.{more}")
+    return Table(["why", "tensors"], rows, f"Each is in not_compared.csv.{more}")
 
 
 def _definitions() -> Table:

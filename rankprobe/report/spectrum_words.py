@@ -76,10 +76,14 @@ def _storage(of: Storage, ranks: pd.DataFrame) -> str:
     rank = rows["storage_rank"].astype("float64")
     all_above = bool((rank == rows[["m", "n"]].min(axis=1)).all())
     one = rank.median() == 1
-    counted = "All directions stand" if all_above else f"{rank.median():g} direction{' stands' if one else 's stand'}"
+    # Beside factors, which hold no rounding noise, the sentence is of the few dense matrices, and says so.
+    of_dense = f" of {matrices(len(rows))} that came dense" if (ranks["source"] == "factored").any() else ""
+    some = f"{rank.median():g} direction{' stands' if one else 's stand'}"
+    counted = f"All directions{of_dense} stand" if all_above else some
+    whose = "their" if all_above and of_dense else "the"
     text = (
         f"{counted} above the noise of rounding to {of.dtype}"
-        f"{'' if all_above else ' in the median of ' + matrices(len(rows))}; {share} of the weights did not change."
+        f"{'' if all_above else ' in the median of ' + matrices(len(rows))}; {share} of {whose} weights did not change."
     )
     if of.swallowed:
         gone = say.percent(100 * of.unchanged_swallowed)

@@ -43,7 +43,8 @@ def spectrum(inputs: tuple[str, ...], by: str | None, form: str, threads: int | 
 
     BASE and TUNED are Hugging Face folders, files of weights, rankprobe runs or hub ids; TUNED may be a LoRA adapter,
     which needs no BASE. Written are ranks.csv, spectra.csv and a report. One matrix at a time is in memory, and the
-    same command goes on where it was stopped. A finished run alone shows what it has measured already.
+    same command goes on where it was stopped. A finished run alone shows what it has measured
+    already; with --out it is measured again, with the noise of storage, and gets a report.
     """
     from rankprobe.errors import UsageError, must
 

@@ -29,7 +29,7 @@ import click
 import numpy as np
 import pandas as pd
 import torch
-from rounds import RESULTS, Book, faster, figure, show
+from rounds import RESULTS, Book, faster, figure, resident_peak, show
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -212,15 +212,16 @@ def run(command: list[str]) -> tuple[float, int]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
+        process, peak = subprocess.Popen(command, stdout=said, stderr=said, env=environment), 0
+        while process.poll() is None:
+            peak = max(peak, resident_peak(process.pid))
+            time.sleep(0.02)
         seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
             end = said.read()[-2000:].decode(errors="replace")
             raise click.ClickException(f"{' '.join(command)} ended with exit code {process.returncode}:\n{end}")
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, peak
 
 
 def decomposition_rows(found: dict) -> list[dict]:

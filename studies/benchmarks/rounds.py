@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -129,6 +130,18 @@ class Book:
         found = self.record["cases"]
         rows = [{"case": name, **row} for name in found if name in self.rows for row in self.rows[name](found[name])]
         return pd.DataFrame(rows)
+
+
+def resident_peak(pid: int) -> int:
+    """Largest resident memory of a process so far, in bytes; 0 once it has ended.
+
+    To be asked while it runs: wait4's ru_maxrss counts the parent's memory, which a child has until it is a program.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except FileNotFoundError:
+        return 0
+    return 1024 * int(found[1]) if found else 0
 
 
 def faster(found: dict, ours: str, other: str, bound: float | None = None) -> list[dict]:

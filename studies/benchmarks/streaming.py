@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import click
 import numpy as np
 import pandas as pd
 import torch
+from rounds import resident_peak
 from safetensors.torch import save_file
 
 from rankprobe.experiment.provenance import device_record, git_state, versions
@@ -95,18 +95,13 @@ def write_pair(folder: Path, layers: int, shard_bytes: int) -> tuple[Path, Path,
 
 
 def watch(command: list[str], table: Path) -> tuple[int, float, int, list[float]]:
-    """Run a command; its exit code, seconds, maxrss in bytes, and when each row of the table had been written.
-
-    wait4's ru_maxrss would not do: until a child runs its program it has the memory of its parent, and here that made
-    the checkpoints. VmHWM is the peak of the program alone.
-    """
+    """Run a command; its exit code, seconds, maxrss in bytes, and when each row of the table had been written."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     ends: list[float] = []
     peak = 0
     while True:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        peak = max(peak, 1024 * int(found[1])) if found else peak
+        peak = max(peak, resident_peak(process.pid))
         done, status = os.waitpid(process.pid, os.WNOHANG)
         if table.is_file() and not done:
             rows = table.read_bytes().count(b"\n") - 1

@@ -84,6 +84,10 @@ class Comparison:
     of: str
     same: bool
 
+    def __repr__(self) -> str:
+        tables = ", ".join(f"{name} {len(table)}" for name, table in vars(self).items() if hasattr(table, "columns"))
+        return f"Comparison of {' and '.join(dict.fromkeys(self.labels))}; rows: {tables}"
+
 
 def tabulate(
     parts: Iterable[dict],

@@ -70,6 +70,11 @@ class Extraction:
     summary: dict
     folder: Path | None = field(default=None, compare=False)
 
+    def __repr__(self) -> str:
+        where = f" in {self.folder}" if self.folder is not None else ""
+        said = f"{self.summary['parameters']:,} parameters, {self.summary['kept_energy']:.2%} of the energy"
+        return f"Extraction of {self.summary['tuned']} by {self.summary['rule']}: {said}{where}"
+
     @property
     def table(self) -> pd.DataFrame:
         """The rows as a DataFrame, a row a matrix."""

@@ -166,8 +166,9 @@ def spectrum(
         whose product is never formed); storage_rank (directions that rounding to the storage dtype does not explain),
         mp_rank (above the Marchenko-Pastur edge) and gd_rank (above Gavish & Donoho's threshold), all nullable
         integers; storage_floor (σ₁ of drawn rounding noise), bulk_to_floor (about 1 where the small values are one
-        rounding), mp_edge and gd_threshold, in the units of σ; decomposition (``gram``, ``deflated``, ``direct`` or ``factored``);
-        residual (||dW - USVh||_F / ||dW||_F of an approximate decomposition: 0, since these are exact).
+        rounding), mp_edge and gd_threshold, in the units of σ; decomposition (``gram``, ``deflated``,
+        ``direct`` or ``factored``); residual (||dW - USVh||_F / ||dW||_F of an approximate decomposition: 0, since
+        these are exact).
 
         From storage_rank to gd_threshold all are empty for factors, and those of storage also where W1 is not at hand,
         was dequantised, or ``noise`` is False. storage_rank alone is empty where the storage dtype swallowed the

@@ -85,6 +85,9 @@ def _storage(of: Storage, ranks: pd.DataFrame) -> str:
         f"{counted} above the noise of rounding to {of.dtype}"
         f"{'' if all_above else ' in the median of ' + matrices(len(rows))}; {share} of {whose} weights did not change."
     )
+    above_white = rows["mp_rank"].astype("float64").median()
+    if above_white < rank.median():
+        text += f" That is not yet signal: {above_white:g} stand above white noise (mp rank)."
     if of.swallowed:
         gone = say.percent(100 * of.unchanged_swallowed)
         text += (

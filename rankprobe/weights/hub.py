@@ -72,9 +72,10 @@ def download(
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    here = "no folder or run here" if adapter else "no folder"  # where an adapter does, a run does, too
     elsewhere = f"Check the name, or {instead}" if "," not in instead else f"Check the name, {instead}"
     if offline or constants.HF_HUB_OFFLINE:
-        got = f"{name!r}, which is no folder and not in the hub cache, while the hub is switched off"
+        got = f"{name!r}, which is {here} and not in the hub cache, while the hub is switched off"
         raise UsageError(must(what, "be on this machine", got, elsewhere))
     try:
         # One quick question first: snapshot_download on its own may retry for minutes where there is no network.
@@ -87,11 +88,11 @@ def download(
         got = f"the gated {name!r}"
         raise UsageError(must(what, "be open to you", got, "Accept its terms and run hf auth login")) from error
     except RepositoryNotFoundError as error:
-        got = f"{name!r}, which is no folder and not on the hub"
+        got = f"{name!r}, which is {here} and not on the hub"
         raise UsageError(must(what, "exist", got, elsewhere)) from error
     # The bases are OSError (a full disk too) and the base error of the HTTP client, another one in each hub version.
     except HfHubHTTPError.__bases__ as error:
-        got = f"{name!r}, which is no folder and not in the hub cache, and the hub's answer {one_line(error)!r}"
+        got = f"{name!r}, which is {here} and not in the hub cache, and the hub's answer {one_line(error)!r}"
         raise WorkError(must(what, "be on this machine or on a hub that answers", got, elsewhere)) from error
 
 

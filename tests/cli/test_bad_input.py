@@ -319,7 +319,7 @@ def test_latency_refuses(bench, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["spectrum", "no-such-run"], 2, "TUNED must be on this machine. Got 'no-such-run', which is no folder"),
+        (["spectrum", "no-such-run"], 2, "TUNED must be on this machine. Got 'no-such-run', which is no folder or run"),
         (["spectrum", "train.csv"], 2, "train.csv must end with .safetensors"),
         (["params", "--model", "base", "--r", "1,99"], 2, "r must be from 1 to"),
         (["params", "--model", "nobody/no-such-model"], 2, "must be on this machine"),

@@ -176,7 +176,11 @@ def test_sentences_where_all_was_swallowed_or_all_stands_above():
     assert stored.startswith("bfloat16 swallowed the update: ") and "no rank" in stored
     full = result_of([dense("layers.0.q", 0, "q", rank=48, dtype=torch.float32)])
     (stored,) = storage_words(full.ranks)
-    assert stored == "All directions stand above the noise of rounding to float32; 0 % of the weights did not change."
+    stands = "All directions stand above the noise of rounding to float32; 0 % of the weights did not change."
+    signal = int(full.ranks.mp_rank[0])
+    assert 0 < signal < 48
+    assert stored == f"{stands} That is not yet signal: {signal} stand above white noise (mp rank)."
+    assert storage_words(full.ranks.assign(mp_rank=48)) == [stands]
     assert change_words(full.ranks, 0.9)[0].startswith("The matrix changed;")
 
 

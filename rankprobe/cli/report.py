@@ -24,6 +24,9 @@ def report(folder: Path, runs: Path) -> None:
         raise UsageError(
             must("DIR", "be an output folder of sweep or reproduce-paper", folder, "Pass one with plan.json")
         )
+    if "inputs" in plan:  # of spectrum or compare, whose pages are made from the weights
+        rule, next_step = "be an output folder of sweep or reproduce-paper", f"Run again: {plan.get('command')}"
+        raise UsageError(must("DIR", rule, f"{folder}, the {plan['name']}", next_step))
     named = plan.get("runs")
     # Without any the old tables would be replaced by empty ones.
     if not isinstance(named, list) or not any(finished(runs / str(run_id)) for run_id in named):

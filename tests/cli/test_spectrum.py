@@ -232,6 +232,11 @@ def test_nan_is_named_and_nothing_half_is_left(bench, tmp_path):
     ok(spectrum("base", "bad", "--exclude", re.escape(name)))
 
 
+def test_report_is_of_runs(no_pictures):
+    ok(spectrum("base", "tuned", "--out", "out"))
+    refused(rankprobe("report", "out"), 2, "DIR must be .*Got out, the spectrum of tuned. Run again: ")
+
+
 def test_the_same_command_again_measures_nothing(no_pictures):
     ok(spectrum("base", "tuned"))
     before = Path("results/spectrum-tuned/ranks.csv").read_bytes()

@@ -18,7 +18,19 @@ svd with vectors, torch                     202         493         1777
 svd with vectors, torch, float32            111         275          922
 ======================================  =======  ==========  ===========
 
-Hence: on a CPU, the Gram matrix and its eigenvalues through SciPy; on another device through torch.
+MKL's eigenvalues gain on OpenBLAS's with the size; in ms of two cores (Intel Xeon with AVX-512):
+
+==============================  ====  ====  ====  ====  ====  ====  ====
+float64                          768  1024  1280  1536  2048  3072  4096
+==============================  ====  ====  ====  ====  ====  ====  ====
+Gram matrix, scipy dsyrk           4     9    18    29    70   219   523
+eigenvalues, scipy dsyevd         23    49    91   163   424  1149  2835
+eigenvalues, torch eigvalsh       25    51    90   136   273   736  1626
+svdvals, torch                    53   124   249   441  1144  1541  3402
+==============================  ====  ====  ====  ====  ====  ====  ====
+
+Hence: on a CPU, the Gram matrix through SciPy, its eigenvalues through SciPy below 1,536 rows and through torch from
+there on; on another device all through torch.
 """
 
 from __future__ import annotations
@@ -31,6 +43,8 @@ from scipy.linalg import blas, lapack
 from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
+# Gram matrices of this size and more are left to torch's LAPACK, smaller ones to SciPy's.
+_MANY_ROWS = 1536
 # A value is taken only from this many times its error on.
 MARGIN = 10.0
 
@@ -64,7 +78,7 @@ def by_gram(tall: Tensor, zeros: int = 0) -> Tensor | None:
         return None
     G = gram(tall)
     try:
-        if G.device.type == "cpu":
+        if G.device.type == "cpu" and p < _MANY_ROWS:
             work = {"overwrite_a": True, "check_finite": False}
             eigenvalues = torch.from_numpy(linalg.eigh(G.numpy(), lower=True, eigvals_only=True, driver="evd", **work))
         else:

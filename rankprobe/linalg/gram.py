@@ -30,13 +30,15 @@ svdvals, torch                    53   124   249   441  1144  1541  3402
 ==============================  ====  ====  ====  ====  ====  ====  ====
 
 Hence: on a CPU, the Gram matrix through SciPy, its eigenvalues through SciPy below 1,536 rows and through torch from
-there on; on another device all through torch.
+there on; on another device all through torch. What little there is to do between the two is NumPy's: torch's threads,
+once woken, spin for a while on the cores that SciPy's need.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from scipy import linalg
 from scipy.linalg import blas, lapack
@@ -63,7 +65,7 @@ def gram(tall: Tensor) -> Tensor:
         return tall.T @ tall
     if tall.T.is_contiguous():
         return torch.from_numpy(blas.dsyrk(1.0, tall.numpy(), trans=1, lower=1))
-    return torch.from_numpy(blas.dsyrk(1.0, tall.contiguous().numpy().T, lower=1))
+    return torch.from_numpy(blas.dsyrk(1.0, np.ascontiguousarray(tall.numpy()).T, lower=1))
 
 
 def by_gram(tall: Tensor, zeros: int = 0) -> Tensor | None:
@@ -74,7 +76,7 @@ def by_gram(tall: Tensor, zeros: int = 0) -> Tensor | None:
     p = tall.shape[1]
     least = (MARGIN * gram_error(p)) ** 2
     # A quarter of the columns costs a sixteenth of the whole, and tells nearly all that would be in vain.
-    if not zeros and _singular(gram(tall[:, : p // 4]).tril(), least):
+    if not zeros and _singular(gram(tall[:, : p // 4]), least):
         return None
     G = gram(tall)
     try:
@@ -90,14 +92,18 @@ def by_gram(tall: Tensor, zeros: int = 0) -> Tensor | None:
     return eigenvalues[zeros:].flip(0).sqrt()
 
 
-def _singular(lower: Tensor, least: float) -> bool:
+def _singular(G: Tensor, least: float) -> bool:
     """Whether a Gram matrix is seen to have an eigenvalue of at most ``least`` of its largest, by its lower triangle.
 
     The largest is no less than Σλ² / Σλ, the sum of the squared entries by the trace.
     """
-    diagonal = lower.diagonal()
-    largest = (2 * lower.square().sum() - diagonal.square().sum()) / diagonal.sum()
-    diagonal -= least * largest
-    if lower.device.type == "cpu":
-        return lapack.dpotrf(lower.numpy(), lower=1, clean=0)[1] > 0
-    return bool(torch.linalg.cholesky_ex(lower)[1] > 0)
+    if G.device.type != "cpu":
+        lower = G.tril()
+        diagonal = lower.diagonal()
+        diagonal -= least * (2 * lower.square().sum() - diagonal.square().sum()) / diagonal.sum()
+        return bool(torch.linalg.cholesky_ex(lower)[1] > 0)
+    lower = np.tril(G.numpy())
+    diagonal = np.diagonal(lower)
+    largest = (2 * np.square(lower).sum() - np.square(diagonal).sum()) / diagonal.sum()
+    lower[np.diag_indices_from(lower)] -= least * largest
+    return lapack.dpotrf(lower, lower=1, clean=0)[1] > 0

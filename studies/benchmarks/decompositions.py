@@ -12,7 +12,8 @@ timed in one process, in interleaved rounds.
   float64 is handed a float64 matrix; ours is handed a float32 one and takes it from there. Errors are as shares of σ₁,
   against torch's float64 values; SciPy's float64 beside them shows how well those are known. Spectra: ``gaussian``;
   ``planted``, rank 32 above a Gaussian bulk; ``power``, σ_i = 1/i; ``rounding``, the difference of two float32
-  matrices, a rank-16 update and what rounding the tuned one left.
+  matrices, a rank-16 update and what rounding the tuned one left. The machine rests a tenth of a second before each way
+  is timed, so that SciPy's threads and torch's do not spin on the cores that the other one's need.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ SHAPES = ((768, 768), (768, 3072), (2048, 2048), (4096, 4096))
 SPECTRA = ("gaussian", "planted", "power", "rounding")
 # Rounds at most, by the longer side: the larger, the longer and the steadier.
 ROUNDS = {768: 9, 3072: 9, 2048: 6, 4096: 3}
+# Seconds until no library's threads spin any more, and how many calls in a row are timed where one takes milliseconds:
+# a checkpoint's matrices come one after another as well.
+REST, REPEAT, SHORT = 0.1, 5, 1024
 LORA_SIDE, LORA_RANK, LORA_ALPHA, AUDITED = 4096, 16, 32, 32
 # How many times faster than others ours must be, in float64 and in float32; ours are float64's values in any case.
 DTYPES = ("float64", "float32")
@@ -86,7 +90,7 @@ def measure_values(book: Book, spectrum: str, m: int, n: int, rounds: int) -> No
         def keep() -> None:
             last[label] = call()
 
-        return seconds_of(keep)
+        return seconds_of(keep, REPEAT if min(m, n) <= SHORT else 1, rest_s=REST)
 
     def scipys(M: Tensor) -> Tensor:
         return torch.from_numpy(linalg.svdvals(M.numpy()))

@@ -29,12 +29,19 @@ RESULTS = ROOT / "results" / "benchmarks"
 _LEAST_FOR_INTERVAL = 6
 
 
-def seconds_of(call: Callable[[], object], repeat: int = 1, device: str = "cpu") -> Callable[[], float]:
-    """A timer of a call: seconds of one, the mean of ``repeat`` in a row for what is too short to time alone."""
+def seconds_of(
+    call: Callable[[], object], repeat: int = 1, device: str = "cpu", *, rest_s: float = 0.0
+) -> Callable[[], float]:
+    """A timer of a call: seconds of one, the mean of ``repeat`` in a row for what is too short to time alone.
+
+    ``rest_s`` is slept through before: threads that a library keeps spinning after a call (OpenBLAS's for some 25 ms,
+    OpenMP's for a few) would take a core from the next way's, and none of that is a cost of the way being timed.
+    """
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
 
     def measure() -> float:
         wait()
+        time.sleep(rest_s)
         start = time.perf_counter()
         for _ in range(repeat):
             call()

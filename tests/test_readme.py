@@ -64,9 +64,8 @@ def test_the_committed_rates_are_what_the_study_chose(script, tmp_path):
     spec = importlib.util.spec_from_file_location("choose", ROOT / script)
     choose = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(choose)
-    import pandas as pd
 
-    chosen = choose.as_toml(choose.choose(pd.read_csv(choose.MEASURED)))
+    chosen = choose.as_toml(choose.choose(choose.measured()))
     assert chosen == choose.CHOSEN.read_text(encoding="utf-8")
 
 

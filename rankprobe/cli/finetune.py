@@ -5,15 +5,18 @@ from __future__ import annotations
 import click
 
 from rankprobe.cli import options as o
+from rankprobe.cli.options import METHODS
 
 
 @click.command(
     epilog="\b\nExamples:\n  rankprobe finetune --method lora --r 8 --task docmatch-smoke --train-size 500 --epochs 1\n"
     "  rankprobe finetune --method full --task sst2 --data-dir data/sst2\n"
+    "  rankprobe finetune --method adapter_h --bottleneck 16 --task docmatch --train-size 4000\n"
     "  rankprobe finetune --task files --train a.csv --eval b.csv --text review --label stars"
 )
-@click.option("--method", type=click.Choice(["full", "head", "lora"]), default="lora", show_default=True)
+@click.option("--method", type=click.Choice(METHODS), default="lora", show_default=True)
 @click.option("--r", type=int, default=None, help="LoRA's r.  [default: 8]")
+@o.size_options
 @o.lora_options
 @click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: tuned for MiniLM on docmatch]")
 @o.model_option
@@ -26,16 +29,23 @@ from rankprobe.cli import options as o
     "--truncate/--no-truncate", default=False, help="Measure functional rank too: accuracy against kept rank."
 )
 def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **options) -> None:
-    """Fine-tune a model once, fully or with LoRA, and decompose its dW.
+    """Fine-tune a model once, fully, with LoRA or another method, and decompose its dW.
 
-    The run's folder holds run.json, predictions.csv, ranks.csv, spectra.csv, history.csv and what was trained (a LoRA
-    adapter in PEFT's format). A finished run is not redone.
+    The run's folder holds run.json, predictions.csv, history.csv, what was trained (a LoRA adapter in PEFT's format),
+    and ranks.csv and spectra.csv where matrices were. A finished run is not redone.
+
+    \b
+    full        every parameter          adapter_h  Houlsby's adapters, two a block
+    lora        B and A of the targets   adapter_l  Lin's adapters, one a block
+    head        the head alone           prompt     trained embeddings before the text (PreEmbed)
+    bitfit      biases                   prefix     trained activations in every block (PreLayer)
+    top_layers  the last blocks          did, said  a random subspace of d dimensions
     """
     from rankprobe.cli.progress import TerminalObserver, reading
     from rankprobe.cli.show import problem, run_summary
     from rankprobe.errors import UsageError, WorkError, must
     from rankprobe.experiment.store import load_runs
-    from rankprobe.experiment.study import Configuration, Study
+    from rankprobe.experiment.study import SIZES, Configuration, Study
     from rankprobe.experiment.sweep import plan_study, run_study
 
     if method == "lora":
@@ -57,10 +67,10 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
         )
     else:
         lora = {}
-    if truncate and method == "head":
-        rule = "be of a method that changes matrices of the model"
-        raise UsageError(must("--truncate", rule, "--method head", "Leave it out"))
-    configuration = Configuration(method, lr=lr, **lora)
+    if truncate and method not in ("full", "lora"):
+        rule = "be of full fine-tuning or LoRA"
+        raise UsageError(must("--truncate", rule, f"--method {method}", "Leave it out"))
+    configuration = Configuration(method, lr=lr, **lora, **{name: options[name] for name in SIZES})
     name = method if method == "full" else f"lora-r{configuration.r}"
     study = Study("finetune", (configuration,), truncate=(name,) if truncate else (), **o.study_settings(options))
     with reading() as progress:

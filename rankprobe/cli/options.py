@@ -37,6 +37,18 @@ class IntList(click.ParamType):
             self.fail(f"must be whole numbers with commas between. Got {value!r}. Pass 1,2,4, say.", param, ctx)
 
 
+# As rankprobe.experiment.study has them, which a --help need not import; a test compares.
+METHODS = (
+    "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
+)  # fmt: skip
+
+size_options = apply(
+    click.option("--bottleneck", type=int, default=None, help="Of adapter_h and adapter_l."),
+    click.option("--prefix-length", type=int, default=None, help="Tokens of prompt and prefix."),
+    click.option("--layers", type=int, default=None, help="Of top_layers: the last so many blocks."),
+    click.option("--d", type=int, default=None, help="Dimensions of did and said."),
+)
+
 model_option = click.option(
     "--model",
     default="all-MiniLM-L6-v2",

@@ -10,6 +10,7 @@ from rankprobe.cli.spectrum_tables import print_ranks
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.store import finished, read_record
 from rankprobe.weights.pair import NameFilter
+from rankprobe.weights.run_folder import WHOLE_MODEL
 
 
 def stored_run(where: str, runs: Path) -> Path | None:
@@ -37,9 +38,10 @@ def show_run(
         next_step = f"Look into {runs} for their names"
         raise UsageError(must("RUN", "be the folder of a finished run", repr(where), next_step))
     if finished(folder) is None or not (folder / "ranks.csv").is_file():
-        head = record["run_id"].startswith("head")
+        method = (record.get("spec") or {}).get("method", "")
+        frozen = record["status"] == "ok" and method not in (*WHOLE_MODEL, "lora")
         raise UsageError(must("RUN", "hold ranks.csv", f"{record['run_id']} ({record['status']})",
-                              "Pass a run of full or lora: head changes no matrix of the base" if head
+                              f"Pass a run of full or lora: {method} changes no matrix of the base" if frozen
                               else "Its files are not here as run.json lists them: run it again"))  # fmt: skip
     table = read_ranks(folder / "ranks.csv")
     if energy_column(energy) not in table:

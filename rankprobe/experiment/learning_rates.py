@@ -1,4 +1,4 @@
-"""Default learning rates: what the committed tuning study chose, one for each method and r."""
+"""Default learning rates: what the committed tuning studies chose, one for each method and size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import tomllib
 from functools import cache
 from importlib import resources
 
+from rankprobe.errors import UsageError, must
+
 TUNED_ON = ("all-MiniLM-L6-v2", "docmatch")
+# LoRA's rates without targets of their own in the table are those of these.
+_TARGETS = "q,v"
 
 
 @cache
@@ -15,17 +19,30 @@ def _table() -> dict:
     return tomllib.loads((resources.files("rankprobe.experiment") / "learning_rates.toml").read_text(encoding="utf-8"))
 
 
-def default_lr(method: str, r: int | None = None) -> float:
-    """The tuned peak learning rate of a method; for LoRA, of the tuned r that is nearest in log2.
+def default_lr(method: str, size: int | None = None, targets: str | None = None) -> float:
+    """The tuned peak learning rate of a method; of the tuned size that is nearest in log2.
 
     Parameters
     ----------
     method : str
-        ``full``, ``head`` or ``lora``.
-    r : int, optional
-        For lora.
+        One of :data:`rankprobe.experiment.study.METHODS`.
+    size : int, optional
+        LoRA's r, or what the method's size is: bottleneck, prefix_length, layers, d.
+    targets : str, optional
+        For lora; those that were not tuned take the rates of q,v.
+
+    Raises
+    ------
+    UsageError
+        If no study tuned the method.
     """
-    if method != "lora":
-        return float(_table()[method])
-    rates = {int(k): float(v) for k, v in _table()["lora"].items()}
-    return rates[min(rates, key=lambda k: (abs(math.log2(k) - math.log2(r)), k))]
+    if method not in _table():
+        got = f"none for {method}, which no study tuned"
+        raise UsageError(must("lr", "be given", got, "Pass a learning rate"))
+    found = _table()[method]
+    if method == "lora":
+        found = found.get(targets, found[_TARGETS])
+    if not isinstance(found, dict):
+        return float(found)
+    rates = {int(k): float(v) for k, v in found.items()}
+    return rates[min(rates, key=lambda k: (abs(math.log2(k) - math.log2(size)), k))]

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from rankprobe.experiment.study import RunSpec
-from rankprobe.methods.full import unfreeze
-from rankprobe.methods.head import freeze_all_but, head_parameters
-from rankprobe.methods.lora import LoRALayer, apply_lora, load_lora, save_lora
+from rankprobe.methods.apply import apply_method
+from rankprobe.methods.head import head_parameters
+from rankprobe.methods.lora import LoRALayer, load_lora, save_lora
 from rankprobe.weights.adapter import load_adapter
-from rankprobe.weights.architecture import model_shapes, target_sites
 from rankprobe.weights.pretrained import load_classifier, quiet_transformers
+from rankprobe.weights.run_folder import WHOLE_MODEL
 from rankprobe.weights.source import DEFAULT_HUB_ID, DEFAULT_MODEL, ModelSource, find_model
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
     from rankprobe.tasks.task import Task
 
-MODEL_FOLDER, ADAPTER_FOLDER, HEAD_FILE = "model", "adapter", "head.safetensors"
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
+# What a method added to a frozen base, or the head alone, by parameter name.
+HEAD_FILE, ADDED_FILE = "head.safetensors", "added.safetensors"
 
 
 @dataclass
@@ -41,23 +44,40 @@ class Prepared:
         Names of the head's parameters.
     layers : dict of str to LoRALayer
         Empty unless the method is lora.
+    trainee : nn.Module
+        What is trained and asked for predictions: the model, or what wraps it.
+    total : int
+        Parameters of the base with its head, without what the method added.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     head: set[str]
     layers: dict[str, LoRALayer]
+    trainee: nn.Module
+    total: int
 
 
 def load_base(spec: RunSpec, source: ModelSource, task: Task) -> tuple[nn.Module, PreTrainedTokenizerBase, set[str]]:
     """The pretrained model with the seed's fresh head: where every method starts. Also the head's parameter names."""
-    problem = "regression" if task.is_regression else "classification"
-    model, tokenizer, missing = load_classifier(source, max(1, len(task.labels)), seed=spec.seed, problem=problem)
+    model, tokenizer, missing = _load(spec, source, task)
+    return model, tokenizer, head_parameters(model, missing)
+
+
+def _load(spec: RunSpec, source: ModelSource, task: Task) -> tuple[nn.Module, PreTrainedTokenizerBase, list[str]]:
+    """A model with the head that the task asks for, on the spec's device."""
+    if task.problem == "language_modelling":
+        from rankprobe.weights.pretrained import load_causal_lm
+
+        model, tokenizer, missing = load_causal_lm(source, seed=spec.seed)
+    else:
+        labels = max(1, len(task.labels))
+        model, tokenizer, missing = load_classifier(source, labels, seed=spec.seed, problem=task.problem)
     if task.labels:
         model.config.id2label = dict(enumerate(task.labels))
         model.config.label2id = {label: i for i, label in enumerate(task.labels)}
     pick_attention(model, spec.device)
-    return model.to(spec.device), tokenizer, head_parameters(model, missing)
+    return model.to(spec.device), tokenizer, missing
 
 
 def pick_attention(model: nn.Module, device: str) -> None:
@@ -76,31 +96,23 @@ def prepare(spec: RunSpec, source: ModelSource, task: Task) -> Prepared:
     Raises
     ------
     UsageError
-        If targets match nothing or r is out of range.
+        If the method or its size does not fit the model.
     """
     model, tokenizer, head = load_base(spec, source, task)
     set_dropout(model, spec.model_dropout)
-    layers: dict[str, LoRALayer] = {}
-    if spec.method == "full":
-        unfreeze(model)
-    else:
-        freeze_all_but(model, head)
-        if spec.method == "lora":
-            sites = target_sites(model_shapes(model), spec.targets)
-            layers = apply_lora(
-                model, sites, spec.r, spec.alpha, dropout=spec.dropout, rslora=spec.rslora, seed=spec.seed
-            )
-    return Prepared(model, tokenizer, head, layers)
+    total = sum(p.numel() for p in model.parameters())
+    applied = apply_method(
+        model, head, spec.method, r=spec.r, alpha=spec.alpha, targets=spec.targets, dropout=spec.dropout,
+        rslora=spec.rslora, size=spec.size, seed=spec.seed,
+    )  # fmt: skip
+    return Prepared(model, tokenizer, head, applied.layers, applied.trainee, total)
 
 
 def count_parameters(prepared: Prepared) -> dict[str, int]:
     """``total`` (of the base with its head), ``trainable`` = ``head`` + ``method``."""
-    trainable = {n: p.numel() for n, p in prepared.model.named_parameters() if p.requires_grad}
-    everything = sum(p.numel() for p in prepared.model.parameters())
-    factors = sum(p.numel() for layer in prepared.layers.values() for p in (*layer.A, *layer.B))
-    head = sum(count for name, count in trainable.items() if name in prepared.head)
-    total = sum(trainable.values())
-    return {"total": everything - factors, "trainable": total, "head": head, "method": total - head}
+    trainable = sum(p.numel() for p in prepared.trainee.parameters() if p.requires_grad)
+    head = sum(p.numel() for n, p in prepared.model.named_parameters() if p.requires_grad and n in prepared.head)
+    return {"total": prepared.total, "trainable": trainable, "head": head, "method": trainable - head}
 
 
 def save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder: Path) -> None:
@@ -123,7 +135,8 @@ def save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder:
 
 
 def _save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder: Path) -> None:
-    if spec.method == "full":
+    if spec.method in WHOLE_MODEL:
+        prepared.trainee.eval()  # a random subspace has its weights in the model then
         with quiet_transformers():
             prepared.model.save_pretrained(folder / MODEL_FOLDER)
             prepared.tokenizer.save_pretrained(folder / MODEL_FOLDER)
@@ -137,28 +150,33 @@ def _save_trained(prepared: Prepared, spec: RunSpec, source: ModelSource, folder
             base_model=DEFAULT_HUB_ID if source.name == DEFAULT_MODEL else source.name,
         )
     else:
-        parameters = dict(prepared.model.named_parameters())
-        save_file({n: parameters[n].detach().cpu().contiguous() for n in sorted(prepared.head)}, folder / HEAD_FILE)
+        trained = {n: p.detach().cpu().contiguous() for n, p in prepared.model.named_parameters() if p.requires_grad}
+        save_file(dict(sorted(trained.items())), folder / _added_file(spec))
 
 
 def load_trained(folder: Path, spec: RunSpec, source: ModelSource, task: Task) -> Prepared:
     """Read a finished run's model back, in evaluation mode."""
-    if spec.method == "full":
-        problem = "regression" if task.is_regression else "classification"
-        model, tokenizer, _ = load_classifier(
-            find_model(folder / MODEL_FOLDER), max(1, len(task.labels)), seed=spec.seed, problem=problem
-        )
-        pick_attention(model, spec.device)
-        return Prepared(model.to(spec.device), tokenizer, head_parameters(model), {})
-    model, tokenizer, head = load_base(spec, source, task)
-    layers: dict[str, LoRALayer] = {}
+    if spec.method in WHOLE_MODEL:
+        model, tokenizer, _ = _load(spec, find_model(folder / MODEL_FOLDER), task)
+        return _whole(model, tokenizer, head_parameters(model), {})
     if spec.method == "lora":
-        layers = load_lora(model, load_adapter(folder / ADAPTER_FOLDER))
-    else:
-        parameters = dict(model.named_parameters())
-        for name, tensor in load_file(folder / HEAD_FILE).items():
-            parameters[name].data.copy_(tensor)
-    return Prepared(model, tokenizer, head, layers)
+        model, tokenizer, head = load_base(spec, source, task)
+        return _whole(model, tokenizer, head, load_lora(model, load_adapter(folder / ADAPTER_FOLDER)))
+    prepared = prepare(spec, source, task)
+    parameters = dict(prepared.model.named_parameters())
+    for name, tensor in load_file(folder / _added_file(spec)).items():
+        parameters[name].data.copy_(tensor)
+    prepared.trainee.eval()
+    return prepared
+
+
+def _whole(model: nn.Module, tokenizer, head: set[str], layers: dict[str, LoRALayer]) -> Prepared:
+    factors = sum(p.numel() for layer in layers.values() for p in (*layer.A, *layer.B))
+    return Prepared(model, tokenizer, head, layers, model, sum(p.numel() for p in model.parameters()) - factors)
+
+
+def _added_file(spec: RunSpec) -> str:
+    return HEAD_FILE if spec.method == "head" else ADDED_FILE
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -177,6 +195,13 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """CPU threads for products; a sum's rounding depends on them, so a run fixes them."""
+    """CPU threads of torch and of SciPy's BLAS; a sum's rounding depends on them, so a run fixes them.
+
+    Two runs side by side on one thread each must not bring two threads of BLAS each: on two cores an eigenvalue
+    decomposition that has to share them takes thirty times as long.
+    """
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    blas = ThreadpoolController().select(user_api="blas")
+    if any(library.num_threads != threads for library in blas.lib_controllers):
+        blas.limit(limits=threads)

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +38,7 @@ from rankprobe.tasks.task import Task
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import Predictions, predict
 from rankprobe.training.train import TrainResult, total_steps, train
+from rankprobe.weights.delta import Delta
 from rankprobe.weights.source import ModelSource
 
 # An absolute path in a message; what stays is its last part.
@@ -154,7 +155,7 @@ def trained_predictions(run: PlannedRun, prepared: Prepared, observer: Observer 
     observer = observer or Silent()
     rows = encode(prepared.tokenizer, run.task.eval, run.spec.max_length)
     return predict(
-        prepared.model,
+        prepared.trainee,
         rows,
         [e.label for e in run.task.eval],
         prepared.tokenizer.pad_token_id,
@@ -180,7 +181,7 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
     params = count_parameters(prepared)
     rows = encode(prepared.tokenizer, task.train, spec.max_length)
     result = train(
-        prepared.model,
+        prepared.trainee,
         rows,
         [e.label for e in task.train],
         prepared.tokenizer.pad_token_id,
@@ -209,7 +210,7 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
         predicted = trained_predictions(run, prepared, observer)
         record["timings"]["eval_time_s"] = time.perf_counter() - start
         # The loop sees a step's loss before the step: what the last one did shows here.
-        if not (math.isfinite(predicted.loss) and all(bool(p.isfinite().all()) for p in prepared.model.parameters())):
+        if not (math.isfinite(predicted.loss) and all(bool(p.isfinite().all()) for p in prepared.trainee.parameters())):
             got = "NaN or inf after the last step"
             error = must("weights and predictions", "be finite", got, "Lower the learning rate")
             record |= {"status": "diverged", "error": error}
@@ -226,12 +227,8 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
                 }
             ),
         )
-        if spec.method != "head":
-            if prepared.layers:
-                deltas = lora_deltas(prepared.layers)
-            else:
-                # W0 is loaded again rather than kept: a copy would count as full fine-tuning's memory.
-                deltas = full_deltas(snapshot(load_base(spec, run.source, task)[0]), snapshot(prepared.model))
+        deltas = _deltas(run, prepared)
+        if deltas is not None:
             ranks, spectra = spectrum(deltas, progress=lambda delta: observer.stage("svd", 0, 0, delta.name))
             write_table(run.folder / "ranks.csv", ranks)
             write_table(run.folder / "spectra.csv", spectra)
@@ -240,6 +237,18 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
             record["weights_kept"] = True
     record["files"] = files_of(run.folder)
     return record
+
+
+def _deltas(run: PlannedRun, prepared: Prepared) -> Iterator[Delta] | None:
+    """The updates of the matrices that a run trained; None where there are none, or a random subspace made them."""
+    if prepared.layers:
+        return lora_deltas(prepared.layers)
+    if run.spec.method not in ("full", "top_layers"):
+        return None
+    # W0 is loaded again rather than kept: a copy would count as full fine-tuning's memory.
+    W0, W1 = snapshot(load_base(run.spec, run.source, run.task)[0]), snapshot(prepared.model)
+    trained = [name for name, p in prepared.model.named_parameters() if p.requires_grad]
+    return full_deltas({name: W0[name] for name in trained}, {name: W1[name] for name in trained})
 
 
 def _timings(result: TrainResult) -> dict:

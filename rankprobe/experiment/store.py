@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankprobe.errors import UsageError, WorkError, must
-from rankprobe.experiment.study import RunSpec
+from rankprobe.experiment.study import SIZES, RunSpec
 
 RUN_FILE = "run.json"
 # Part of every run_id. Raised whenever the same spec would train differently than before.
@@ -32,12 +32,16 @@ def run_id(spec: RunSpec, *, model_sha256: str, tokenizer_sha256: str, task_sha2
     content = asdict(spec)
     for label in ("model", "task"):
         content.pop(label)
+    # Methods came one after the other: a run that has no such size keeps the id that it had before there were any.
+    content = {key: value for key, value in content.items() if key not in SIZES or value is not None}
     content |= {"model_sha256": model_sha256, "tokenizer_sha256": tokenizer_sha256, "task_sha256": task_sha256,
                 "semantics": SEMANTICS}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     kinds = (spec.targets or "").replace(",", "")
-    lora = f"-r{spec.r}-{kinds if kinds.isalpha() else 'custom'}" if spec.method == "lora" else ""
-    return f"{spec.method}{lora}-{spec.split}-s{spec.seed}-{digest}"
+    size = f"-r{spec.r}-{kinds if kinds.isalpha() else 'custom'}" if spec.method == "lora" else ""
+    if spec.size is not None:
+        size = f"-{spec.size}"
+    return f"{spec.method}{size}-{spec.split}-s{spec.seed}-{digest}"
 
 
 def write_atomic(path: Path, text: str) -> None:

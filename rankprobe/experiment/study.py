@@ -11,8 +11,22 @@ from rankprobe.errors import UsageError, must
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.weights.architecture import canonical_targets
 
-METHODS = ("full", "head", "lora")
+METHODS = (
+    "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
+)  # fmt: skip
+# What the size of a method is; those that are not here have none (LoRA's is r).
+SIZE_FIELD = {
+    "top_layers": "layers",
+    "adapter_h": "bottleneck",
+    "adapter_l": "bottleneck",
+    "prompt": "prefix_length",
+    "prefix": "prefix_length",
+    "did": "d",
+    "said": "d",
+}
+SIZES = tuple(dict.fromkeys(SIZE_FIELD.values()))
 _LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora")
+_EXAMPLE_SIZE = {"layers": 2, "bottleneck": 16, "prefix_length": 16, "d": 1000}
 # What torch's generators take, with room for the seeds of repeats and epochs.
 MAX_SEED = 2**32 - 1
 # It becomes part of a folder's name.
@@ -30,7 +44,7 @@ class RunSpec:
     split : str
         ``eval`` or ``tuning``.
     method : str
-        ``full``, ``head`` or ``lora``.
+        One of :data:`METHODS`.
     r, alpha, targets : int, float, str; None unless the method is lora
     dropout : float
         On LoRA's input.
@@ -47,6 +61,8 @@ class RunSpec:
     dtype, device : str
     threads : int
         CPU threads: sums are ordered by them.
+    bottleneck, prefix_length, layers, d : int or None
+        The size of the other methods, as :data:`SIZE_FIELD` says which has which.
     """
 
     model: str
@@ -72,11 +88,22 @@ class RunSpec:
     dtype: str
     device: str
     threads: int
+    bottleneck: int | None = None
+    prefix_length: int | None = None
+    layers: int | None = None
+    d: int | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The method's size, whatever it is called there; None for LoRA, whose size is r, and where there is none."""
+        return getattr(self, SIZE_FIELD[self.method]) if self.method in SIZE_FIELD else None
 
     @property
     def label(self) -> str:
-        """Short name for progress lines: ``LoRA r=8 q,v seed 0``."""
-        what = {"full": "full", "head": "head only", "lora": f"LoRA r={self.r} {self.targets}"}[self.method]
+        """Short name for progress lines: ``LoRA r=8 q,v seed 0``, ``adapter_h bottleneck=16 seed 0``."""
+        what = {"head": "head only", "lora": f"LoRA r={self.r} {self.targets}"}.get(self.method, self.method)
+        if self.size is not None:
+            what += f" {SIZE_FIELD[self.method]}={self.size}"
         return f"{what} seed {self.seed}"
 
 
@@ -95,6 +122,10 @@ class Configuration:
     rslora: bool = False
     lr: float | None = None
     seeds: int = 1
+    bottleneck: int | None = None
+    prefix_length: int | None = None
+    layers: int | None = None
+    d: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -123,6 +154,24 @@ class Configuration:
                     "Leave them out, or choose lora",
                 )
             )
+        self._check_size()
+
+    @property
+    def size(self) -> int | None:
+        """As :attr:`RunSpec.size`."""
+        return getattr(self, SIZE_FIELD[self.method]) if self.method in SIZE_FIELD else None
+
+    def _check_size(self) -> None:
+        """Exactly the size that the method has must be given."""
+        needed = SIZE_FIELD.get(self.method)
+        if extra := [name for name in SIZES if name != needed and getattr(self, name) is not None]:
+            owners = ", ".join(method for method, name in SIZE_FIELD.items() if name in extra)
+            rule, got = f"be given for {owners} only", f"the method {self.method}"
+            raise UsageError(must(" and ".join(extra), rule, got, "Leave it out, or choose another method"))
+        size = None if needed is None else getattr(self, needed)
+        if needed is not None and (size is None or size < 1):
+            raise UsageError(must(f"{needed} of {self.method}", "be at least 1", size,
+                                  f"Pass {_EXAMPLE_SIZE[needed]}, say"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,7 +242,7 @@ class Study:
         for repeat in range(max(c.seeds for c in self.configurations)):
             for c in self.configurations:
                 if repeat < c.seeds:
-                    lr = c.lr if c.lr is not None else default_lr(c.method, c.r)
+                    lr = c.lr if c.lr is not None else default_lr(c.method, c.r or c.size, c.targets)
                     specs.append(
                         RunSpec(
                             self.model,
@@ -219,6 +268,7 @@ class Study:
                             dtype,
                             device,
                             threads,
+                            **{name: getattr(c, name) for name in SIZES},
                         )
                     )
         return list(dict.fromkeys(specs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,28 +99,36 @@ def plan_study(study: Study, place: Place, *, progress: Progress | None = None) 
     task = load_task(study.task, data_dir=place.data_dir, files=place.files, split=study.split,
                      train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress)
     specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
-    check_fit(specs, source)
+    check_fit(specs, source, problem=task.problem, num_labels=max(1, len(task.labels)))
     runs = tuple(plan_run(spec, source, task, place.runs) for spec in specs)
     wanted = [parse_configuration(text) for text in study.truncate]
     truncate = tuple(run for run in runs if run.spec.seed == study.seed and (run.spec.method, run.spec.r) in wanted)
     return PlannedStudy(study, runs, truncate)
 
 
-def run_study(planned: PlannedStudy, *, keep_weights: bool = True, observer: Observer | None = None) -> Iterator[dict]:
+def run_study(
+    planned: PlannedStudy,
+    *,
+    keep_weights: bool = True,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[dict]:
     """Do what is left of a study; yields each run's record when it is there, finished earlier or now.
 
     A run that diverged or failed does not stop the others. Functional rank is measured at the end of a round of seeds,
-    and the run's record yielded again.
+    and the run's record yielded again. Once ``stop()`` is true nothing new is begun; what is finished is still yielded.
     """
     observer = observer or Silent()
     for round_ in planned.rounds():
         for run in round_.runs:
             if not finished(run.folder, need_weights=keep_weights):
+                if stop():
+                    continue
                 observer.begin(run.spec.label, run.steps)
             yield execute(run, keep_weights=keep_weights, observer=observer)
         for run in round_.truncate:
             record = finished(run.folder, need_weights=True)
-            if record and record["status"] == "ok" and not truncation_done(run):
+            if record and record["status"] == "ok" and not truncation_done(run) and not stop():
                 observer.begin(f"functional rank, {run.spec.label}", 0)
                 measure_truncation(run, observer)
                 yield record

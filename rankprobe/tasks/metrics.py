@@ -120,3 +120,5 @@ def _standardised(x: np.ndarray) -> np.ndarray:
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
+# Of these less is better.
+LOWER_IS_BETTER = frozenset({"perplexity"})

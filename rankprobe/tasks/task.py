@@ -59,3 +59,8 @@ class Task:
     def is_regression(self) -> bool:
         """Whether labels are scores rather than classes."""
         return not self.labels
+
+    @property
+    def problem(self) -> str:
+        """``classification``, ``regression`` or ``language_modelling``."""
+        return "classification" if self.labels else "regression"

@@ -11,6 +11,8 @@ from rankprobe.weights.source import find_model
 
 # As rankprobe.experiment writes them, which is a layer above.
 RUN_FILE, MODEL_FOLDER, ADAPTER_FOLDER = "run.json", "model", "adapter"
+# Methods that change the base's own matrices leave a whole model; the others, LoRA apart, add to a frozen base.
+WHOLE_MODEL = ("full", "top_layers", "did", "said")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class TrainedRun:
     folder : Path
     run_id : str
     method : str
-        ``full``, ``lora`` or ``head``.
+        ``full``, ``lora``, ``head`` or another that rankprobe trains.
     weights_kept : bool
     model_name, model_sha256 : str
         Of the base.
@@ -75,7 +77,7 @@ def read_run(folder: Path) -> TrainedRun | None:
     spec, model = record.get("spec"), record.get("model")
     method = spec.get("method") if isinstance(spec, dict) else None
     base = [model.get(key) if isinstance(model, dict) else None for key in ("name", "sha256")]
-    if method not in ("full", "lora", "head") or not all(isinstance(text, str) and text for text in base):
+    if not isinstance(method, str) or not all(isinstance(text, str) and text for text in base):
         got = "no method of training or no base model in it"
         raise UsageError(must(f"{file}", "be a record that rankprobe wrote", got, "Run it again"))
     return TrainedRun(folder, run_id, method, record.get("weights_kept") is True, *base)
@@ -87,13 +89,13 @@ def trained_weights(run: TrainedRun) -> Path:
     Raises
     ------
     UsageError
-        If only the head was trained, or the weights were dropped or are not here.
+        If the run changed no matrix of its base, or the weights were dropped or are not here.
     """
-    if run.method == "head":
-        got = "a head alone, on a frozen base"
+    if run.method not in (*WHOLE_MODEL, "lora"):
+        got = "a head alone, on a frozen base" if run.method == "head" else f"{run.method}, on a frozen base"
         next_step = "Pass a run of full fine-tuning or LoRA"
         raise UsageError(must(f"The run {run.run_id}", "have changed the model's matrices", got, next_step))
-    folder = run.folder / (MODEL_FOLDER if run.method == "full" else ADAPTER_FOLDER)
+    folder = run.folder / (ADAPTER_FOLDER if run.method == "lora" else MODEL_FOLDER)
     if folder.is_dir():
         return folder
     table = run.folder / "ranks.csv"

@@ -1,11 +1,15 @@
 """study.toml → dataclasses → specs: what is checked, what is defaulted, in which order runs come."""
 
+import hashlib
+import json
+from dataclasses import asdict
+
 import pytest
 
 from rankprobe.errors import UsageError
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.experiment.store import run_id
-from rankprobe.experiment.study import Configuration, Study, parse_configuration
+from rankprobe.experiment.study import SIZES, Configuration, Study, parse_configuration
 from rankprobe.experiment.study_file import load_study
 
 HASHES = {"model_sha256": "m", "tokenizer_sha256": "t", "task_sha256": "d"}
@@ -52,6 +56,22 @@ def test_rates_come_from_the_tuning_study_unless_given():
     assert default_lr("lora", 8) == default_lr("lora", 9) and default_lr("lora", 10_000) == default_lr("lora", 64)
 
 
+def test_a_run_has_the_id_that_it_had_before_other_methods_came():
+    # Of the committed record runs/lora-r8-qv-eval-s0-*, whose hash was made when a spec had no sizes.
+    spec = Study("s", (Configuration("lora", r=8),)).specs(**PLACE)[0]
+    before = {k: v for k, v in asdict(spec).items() if k not in (*SIZES, "model", "task")}
+    before |= HASHES | {"semantics": 1}
+    digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:10]
+    assert run_id(spec, **HASHES) == f"lora-r8-qv-eval-s0-{digest}"
+
+
+def test_a_size_is_part_of_a_runs_name_and_id():
+    study = Study("s", tuple(Configuration("did", d=d, lr=1e-2) for d in (100, 1000)))
+    ids = [run_id(spec, **HASHES) for spec in study.specs(**PLACE)]
+    assert ids[0].startswith("did-100-eval-s0-") and ids[1].startswith("did-1000-eval-s0-")
+    assert ids[0].rsplit("-", 1)[1] != ids[1].rsplit("-", 1)[1]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -62,13 +82,17 @@ def test_rates_come_from_the_tuning_study_unless_given():
         ("configurations = []", "at least one configuration"),
         (
             'configurations = [{ method = "loar" }]',
-            "method must be one of full, head, lora. Got loar. Did you mean 'lora'",
+            "method must be one of full, head, lora, .*, said. Got loar. Did you mean 'lora'",
         ),
         ('configurations = [{ method = "lora" }]', "r must be at least 1. Got None"),
         ('configurations = [{ method = "lora", r = 0 }]', "r must be at least 1. Got 0"),
         ('configurations = [{ method = "lora", r = 4, rank = 2 }]', "Got rank"),
         ('configurations = [{ method = "full", r = 4 }]', "unless the method is lora"),
         ('configurations = [{ method = "full", lr = -1.0 }]', "lr must be above 0"),
+        ('configurations = [{ method = "adapter_h" }]', "bottleneck of adapter_h must be at least 1. Got None."),
+        ('configurations = [{ method = "did", d = 0 }]', "d of did must be at least 1. Got 0."),
+        ('configurations = [{ method = "prefix", d = 8 }]', "d must be given for did, said only"),
+        ('configurations = [{ method = "lora", r = 4, layers = 2 }]', "layers must be given for top_layers only"),
         ('configurations = [{ method = "lora", r = 4, dropout = 1.0 }]', r"dropout must be in \[0, 1\)"),
         ("epochs = = 2", "must be TOML"),
     ],

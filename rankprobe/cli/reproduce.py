@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from rankprobe.cli import options as o
-from rankprobe.errors import UsageError, must
 
 
 @click.command(
@@ -39,7 +38,7 @@ def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: boo
     against kept rank and latency, and writes tables, pictures, report.html and claims.csv with a verdict a claim.
     Tables are renewed after every run; killed at any moment, the same command goes on where it stopped.
     """
-    from rankprobe.paper.reproduce import load_scale, needs_of, only_what_is_needed
+    from rankprobe.paper.reproduce import check_trained, load_scale, needs_of, only_what_is_needed
 
     chosen = load_scale(scale, seed=options["seed"])
     needs = needs_of(only) if only is not None else None
@@ -68,11 +67,8 @@ def reproduce_paper(scale: str, only: str | None, out: Path | None, dry_run: boo
         threads=place.threads,
     )
     todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything
-    trained = {run.spec.r for planned in everything for run in planned.runs}
-    if needs and needs.rs and not set(needs.rs) <= trained:
-        rs = ", ".join(str(r) for r in sorted(r for r in trained if r))
-        rule = f"ask for r that the scale {scale} trains ({rs})"
-        raise UsageError(must("--only", rule, repr(only), "Choose of those"))
+    if needs:
+        check_trained(only, needs, everything, scale)
     if dry_run:
         plan_lines(todo, latency if needs is None or needs.latency else None)
         return

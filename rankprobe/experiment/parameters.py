@@ -1,62 +1,177 @@
-"""Trainable parameters of every method, from an architecture alone: on the meta device, no weight is made or read."""
+"""Trainable parameters of every method, from an architecture alone: on the meta device, no weight is made or read.
+
+The methods' own code is applied to the model's shapes, and what then requires a gradient is counted: a count cannot
+differ from what training does.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.study import RunSpec
+from rankprobe.experiment.study import SIZE_FIELD, RunSpec
+from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
-from rankprobe.methods.lora import check_rank
-from rankprobe.weights.architecture import WeightSite, canonical_targets, max_positions, model_shapes, target_sites
+from rankprobe.methods.prefix import check_prefix
+from rankprobe.weights.architecture import canonical_targets, max_positions
 from rankprobe.weights.pretrained import load_config
 from rankprobe.weights.source import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from transformers import PretrainedConfig
 
     from rankprobe.experiment.runs import PlannedRun
 
+# Of the methods that have a size, where none is asked for.
+DEFAULT_SIZES = {"bottleneck": (16,), "prefix_length": (16,), "layers": (2,), "d": (1000,)}
 
-def meta_classifier(config: PretrainedConfig, num_labels: int = 2) -> torch.nn.Module:
-    """A sequence classifier on the meta device: shapes without storage.
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with its size.
+
+    Attributes
+    ----------
+    method : str
+        One of :data:`rankprobe.experiment.study.METHODS`.
+    targets, r : str, int; None unless the method is lora
+    size : int or None
+        Bottleneck, prefix length, layers or d: :data:`rankprobe.experiment.study.SIZE_FIELD` says which.
+    """
+
+    method: str
+    targets: str | None = None
+    r: int | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of a model with a method on it.
+
+    Attributes
+    ----------
+    method : int
+        Trained besides the head.
+    norms : int
+        Those of them that belong to layer norms.
+    head : int
+        Of the task's head.
+    total : int
+        Of the base with its head, without what the method added.
+    """
+
+    method: int
+    norms: int
+    head: int
+    total: int
+
+
+def meta_model(config: PretrainedConfig, problem: str = "classification", num_labels: int = 2) -> torch.nn.Module:
+    """A model with the task's head on the meta device: shapes without storage.
+
+    Parameters
+    ----------
+    problem : str
+        ``language_modelling``; anything else is a sequence classifier.
+    num_labels : int
+        Of a classifier.
 
     Raises
     ------
     UsageError
         If the architecture has no such head.
     """
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
-    config.num_labels = num_labels
+    if problem == "language_modelling":
+        kind, what = transformers.AutoModelForCausalLM, "a language-model head"
+    else:
+        kind, what = transformers.AutoModelForSequenceClassification, "a sequence-classification head"
+        config.num_labels = num_labels
     try:
         with torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(config)
+            return kind.from_config(config)
     except ValueError:
-        raise UsageError(
-            must("model", "have a sequence-classification head", config.model_type, "Pass another --model")
-        ) from None
+        raise UsageError(must("model", f"have {what}", config.model_type, "Pass another --model")) from None
 
 
-def check_fit(specs: Iterable[RunSpec], source: ModelSource) -> None:
-    """Refuse what does not fit the model, before the first run of many is trained.
+def meta_classifier(config: PretrainedConfig, num_labels: int = 2) -> torch.nn.Module:
+    """:func:`meta_model` of a sequence classifier."""
+    return meta_model(config, "classification", num_labels)
+
+
+def meta_language_model(config: PretrainedConfig) -> torch.nn.Module:
+    """:func:`meta_model` of a causal language model; its tied embedding is one parameter."""
+    return meta_model(config, "language_modelling")
+
+
+def count(
+    config: PretrainedConfig, setting: Setting, *, problem: str = "classification", num_labels: int = 2
+) -> Counts:
+    """Put a method on a model's shapes and count what requires a gradient.
 
     Raises
     ------
     UsageError
-        If targets match nothing, r is out of range or max_length is more than the model has positions.
+        If the method does not fit the model, or its size is out of range.
     """
-    model = meta_classifier(load_config(str(source.path)))
-    shapes = model_shapes(model)
+    model = meta_model(config, problem, num_labels)
+    head = head_parameters(model)
+    total = sum(p.numel() for p in model.parameters())
+    in_head = sum(p.numel() for name, p in model.named_parameters() if name in head)
+    # alpha scales and counts nothing.
+    trainee = apply_method(
+        model, head, setting.method, r=setting.r, alpha=1.0, targets=setting.targets, size=setting.size
+    ).trainee
+    # The head's own parameters, by identity: what wraps the model may name them otherwise.
+    heads = {id(p) for name, p in model.named_parameters() if name in head}
+    trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad and id(p) not in heads)
+    norms = {
+        id(p): p.numel()
+        for module in trainee.modules()
+        if type(module).__name__.endswith("Norm")
+        for p in module.parameters(recurse=False)
+        if p.requires_grad and id(p) not in heads
+    }
+    return Counts(trained, sum(norms.values()), in_head, total)
+
+
+def check_fit(
+    specs: Iterable[RunSpec], source: ModelSource, *, problem: str = "classification", num_labels: int = 2
+) -> None:
+    """Refuse what does not fit the model, before the first run of many is trained.
+
+    Parameters
+    ----------
+    specs : iterable of RunSpec
+    source : ModelSource
+    problem, num_labels
+        As in :func:`meta_model`.
+
+    Raises
+    ------
+    UsageError
+        If a method does not fit the architecture, its size or r is out of range, targets match nothing, or there are
+        fewer positions than max_length, or than it and a prefix together.
+    """
+    config = load_config(str(source.path))
+    model = meta_model(config, problem, num_labels)
+    seen = set()
     for spec in specs:
         check_length(spec.max_length, model, "max_length")
-        if spec.method == "lora":
-            check_rank(spec.r, target_sites(shapes, spec.targets))
+        if spec.prefix_length is not None:
+            check_prefix(model, spec.prefix_length, spec.max_length)
+        setting = Setting(spec.method, spec.targets, spec.r, spec.size)
+        if setting not in seen:
+            seen.add(setting)
+            count(config, setting, problem=problem, num_labels=num_labels)
 
 
 def check_length(length: int, model: torch.nn.Module, what: str) -> None:
@@ -71,54 +186,100 @@ def check_length(length: int, model: torch.nn.Module, what: str) -> None:
         raise UsageError(must(what, f"be at most {positions}, the positions of the model", length, "Lower it"))
 
 
-def lora_count(sites: list[WeightSite], r: int) -> int:
-    """LoRA's parameters: the sum of r (m + n) over the targets.
-
-    >>> lora_count([WeightSite("w.weight", 0, "q", (512, 512))], 16)
-    16384
-    """
-    return sum(r * (s.shape[0] + s.shape[1]) for s in sites)
-
-
 def parameter_counts(runs: Iterable[PlannedRun]) -> dict[str, int]:
     """Trainable parameters of planned runs, head included, by run_id; counted on the meta device."""
-    counts = {}
+    counts, found = {}, {}
     for run in runs:
-        spec = run.spec
-        table = parameter_table(
-            load_config(str(run.source.path)),
-            num_labels=max(1, len(run.task.labels)),
-            targets=[spec.targets or "all"],
-            rs=[spec.r or 1],
-        ).set_index("method")
-        counts[run.run_id] = int(table.loc[spec.method, "trainable_params"])
+        spec, labels = run.spec, max(1, len(run.task.labels))
+        setting = Setting(spec.method, spec.targets, spec.r, spec.size)
+        key = (str(run.source.path), setting, run.task.problem, labels)
+        if key not in found:
+            config = load_config(str(run.source.path))
+            counted = count(config, setting, problem=run.task.problem, num_labels=labels)
+            found[key] = counted.method + counted.head
+        counts[run.run_id] = found[key]
     return counts
 
 
-def parameter_table(config: PretrainedConfig, *, num_labels: int, targets: list[str], rs: list[int]) -> pd.DataFrame:
-    """Counts of full fine-tuning, head only, and LoRA for every choice of targets and r.
+def parameter_table(
+    config: PretrainedConfig,
+    *,
+    num_labels: int = 2,
+    targets: Sequence[str] = ("q,v",),
+    rs: Sequence[int] = (8,),
+    methods: Sequence[str] = ("full", "head", "lora"),
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    problem: str = "classification",
+    optional: Collection[str] = (),
+) -> pd.DataFrame:
+    """Counts of methods, for every choice of their sizes.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+    num_labels, problem
+        As in :func:`meta_model`.
+    targets, rs : sequence of str and int
+        LoRA's; every pair is a row.
+    methods : sequence of str
+        Any of :data:`rankprobe.experiment.study.METHODS`.
+    sizes : mapping of str to sequence of int
+        By the names of :data:`rankprobe.experiment.study.SIZE_FIELD`: ``{"bottleneck": [16, 64]}``. What is left out is
+        as in :data:`DEFAULT_SIZES`.
+    optional : collection of str
+        Methods whose rows are left out where they do not fit the model; the reasons are in ``attrs["left_out"]``, a
+        list of str.
 
     Returns
     -------
     DataFrame
         Columns method, targets, r, method_params, head_params, trainable_params, total_params, trainable_pct (of the
-        total), method_pct (without the head on either side).
+        total), method_pct (without the head on either side), size (bottleneck, prefix length, layers or d).
+
+    Raises
+    ------
+    UsageError
+        If a method that is not optional does not fit the model, or its size is out of range.
     """
-    model = meta_classifier(config, num_labels)
-    shapes, head_names = model_shapes(model), head_parameters(model)
-    counts = {name: p.numel() for name, p in model.named_parameters()}
-    head, total = sum(counts[n] for n in head_names), sum(counts.values())
-    rows = [("full", None, None, total - head), ("head", None, None, 0)]
-    for text in targets:
-        sites = target_sites(shapes, text)
-        for r in rs:
-            check_rank(r, sites)
-            rows.append(("lora", canonical_targets(text), r, lora_count(sites, r)))
-    table = pd.DataFrame(rows, columns=["method", "targets", "r", "method_params"])
-    table["r"] = table["r"].astype("Int64")
-    table["head_params"] = head
-    table["trainable_params"] = table["method_params"] + head
-    table["total_params"] = total
-    table["trainable_pct"] = 100 * table["trainable_params"] / total
-    table["method_pct"] = 100 * table["method_params"] / (total - head)
+    sizes = {**DEFAULT_SIZES, **(sizes or {})}
+    settings = []
+    for method in methods:
+        if method == "lora":
+            settings += [Setting(method, canonical_targets(t), r) for t in targets for r in rs]
+        elif method in SIZE_FIELD:
+            settings += [Setting(method, size=size) for size in sizes[SIZE_FIELD[method]]]
+        else:
+            settings.append(Setting(method))
+    rows, left_out = [], []
+    for setting in dict.fromkeys(settings):
+        try:
+            counted = count(config, setting, problem=problem, num_labels=num_labels)
+        except UsageError as error:
+            if setting.method not in optional:
+                raise
+            left_out.append(f"{setting.method}: {error}")
+            continue
+        trained = counted.method + counted.head
+        rows.append(
+            {
+                "method": setting.method,
+                "targets": setting.targets,
+                "r": setting.r,
+                "method_params": counted.method,
+                "head_params": counted.head,
+                "trainable_params": trained,
+                "total_params": counted.total,
+                "trainable_pct": 100 * trained / counted.total,
+                "method_pct": 100 * counted.method / (counted.total - counted.head),
+                "size": setting.size,
+            }
+        )
+    columns = [
+        "method", "targets", "r", "method_params", "head_params", "trainable_params", "total_params", "trainable_pct",
+        "method_pct", "size",
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns)
+    for column in ("r", "size"):
+        table[column] = table[column].astype("Int64")
+    table.attrs["left_out"] = list(dict.fromkeys(left_out))
     return table

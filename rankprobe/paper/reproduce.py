@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.runs import PlannedRun
-from rankprobe.experiment.study import Study, nearest
+from rankprobe.experiment.study import Study
 from rankprobe.experiment.study_file import study_from
 from rankprobe.experiment.sweep import PlannedStudy
+from rankprobe.report.claims_methods import OTHERS
 
-SCALES = ("smoke", "small", "paper")
+SCALES = ("smoke", "small", "medium", "paper")
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """How the intrinsic dimension is looked for; see :mod:`rankprobe.experiment.intrinsic`."""
+
+    methods: tuple[str, ...]
+    d_min: int
+    d_max: int
+    points_per_decade: int
+    tolerance: float
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,11 @@ class Scale:
         r of the LoRA that is timed, on q and v.
     latency_budget_s : float
         For all shapes together.
+    table1_budget_s : float
+        For the adapters' latency at the shapes of the paper's Table 1; 0 leaves it out.
+    pairs : bool
+        Whether Table 7, Figures 3 and 4 and intruder dimensions are measured.
+    intrinsic : Intrinsic or None
     """
 
     name: str
@@ -37,6 +57,9 @@ class Scale:
     shapes: tuple[tuple[int, int], ...]
     latency_r: int
     latency_budget_s: float
+    table1_budget_s: float = 0.0
+    pairs: bool = False
+    intrinsic: Intrinsic | None = None
 
 
 @dataclass(frozen=True)
@@ -45,30 +68,66 @@ class Needs:
 
     Attributes
     ----------
-    methods : tuple of str
-        Trained; ``head`` beside the others where a verdict asks whether there was anything to lose.
-    rs : tuple of int or None
-        LoRA's r; None for all.
-    functional_rank, latency : bool
+    runs : tuple of (method, r, targets)
+        Trained; None for any. ``head`` beside the others where a verdict asks whether there was anything to lose.
+    functional_rank, latency, table1, intrinsic : bool
+    pairs : tuple of str
+        Of what pairs of runs share.
     """
 
-    methods: tuple[str, ...] = ()
-    rs: tuple[int, ...] | None = None
+    runs: tuple[tuple[str, int | None, str | None], ...] = ()
     functional_rank: bool = False
     latency: bool = False
+    table1: bool = False
+    intrinsic: bool = False
+    pairs: tuple[str, ...] = ()
+
+    def trains(self, method: str, r: int | None, targets: str | None) -> bool:
+        """Whether a run of this kind is among those needed."""
+        return any(
+            method == m and (r_ is None or r_ == r) and (t is None or t == targets) for m, r_, t in self.runs
+        )  # fmt: skip
 
 
-# By a regular expression for the whole claim_id; (a, b) in small-rA-vs-rB are the r it needs.
+_FULL, _HEAD = ("full", None, None), ("head", None, None)
+
+
+def _lora(r: int | None, targets: str = "q,v") -> tuple[str, int | None, str]:
+    return "lora", r, targets
+
+
+_BUDGET = {"q": ("q", 16), "v": ("v", 16), "qv": ("q,v", 8), "qkvo": ("q,k,v,o", 4)}
+
+
+def _table5(one: str, other: str) -> Needs:
+    return Needs(tuple(_lora(r, targets) for targets, r in (_BUDGET[one], _BUDGET[other])))
+
+
+# By a regular expression for the whole claim_id, or for a table or figure as a whole; (a, b) in small-rA-vs-rB are r.
 NEEDS: dict[str, Needs] = {
     r"vignette-parameters": Needs(),
-    r"lora-equals-full": Needs(("full", "lora", "head"), (8,)),
-    r"small-r(\d+)-vs-full": Needs(("full", "lora", "head")),
-    r"small-r(\d+)-vs-r(\d+)": Needs(("full", "lora", "head")),
-    r"trainable-parameters": Needs(("lora",), (8,)),
+    r"lora-equals-full": Needs((_FULL, _HEAD, _lora(8))),
+    r"small-r(\d+)-vs-full": Needs((_FULL, _HEAD)),
+    r"small-r(\d+)-vs-r(\d+)": Needs((_FULL, _HEAD)),
+    r"trainable-parameters": Needs((_lora(8),)),
     r"(merged|unmerged)-latency(-b\d+-l\d+)?": Needs(latency=True),
-    r"dw-low-rank-by-energy": Needs(("full",)),
-    r"dw-low-rank-by-function": Needs(("full",), functional_rank=True),
-}
+    r"table1(-(merged|unmerged|adapter-l|adapter-h)(-b\d+-l\d+)?)?": Needs(table1=True),
+    r"table2": Needs((_FULL, _HEAD, _lora(8), *((m, None, None) for m in OTHERS)), latency=True),
+    **{
+        f"lora-vs-{method.replace('_', '-')}": Needs((_FULL, _HEAD, _lora(8), (method, None, None)))
+        for method in OTHERS
+    },
+    r"table5": Needs((_lora(8), *(_lora(r, t) for t, r in _BUDGET.values()), _lora(16, "k"), _lora(16, "o"),
+                      _lora(8, "q,k"))),
+    r"table5-qv-vs-q": _table5("qv", "q"),
+    r"table5-qv-vs-v": _table5("qv", "v"),
+    r"table5-qkvo-vs-q": _table5("qkvo", "q"),
+    r"table6": Needs(tuple(_lora(None, t) for t in ("q", "q,v", "q,k,v,o"))),
+    r"table6-r1-q": Needs((_FULL, _HEAD, _lora(1, "q"), _lora(64, "q"))),
+    r"table6-r1-qkvo": Needs((_FULL, _HEAD, _lora(1, "q,k,v,o"), _lora(64, "q,k,v,o"))),
+    r"dw-low-rank-by-energy": Needs((_FULL,)),
+    r"dw-low-rank-by-function": Needs((_FULL,), functional_rank=True),
+}  # fmt: skip
 _EXAMPLES = (
     "vignette-parameters",
     "lora-equals-full",
@@ -77,8 +136,8 @@ _EXAMPLES = (
     "trainable-parameters",
     "merged-latency",
     "unmerged-latency",
-    "dw-low-rank-by-energy",
-    "dw-low-rank-by-function",
+    *(key for key in NEEDS if not set(key) & set("(|\\)")),
+    "table1",
 )
 
 
@@ -95,12 +154,23 @@ def load_scale(name: str, *, seed: int = 0) -> Scale:
     where = f"rankprobe/paper/{name}.toml"
     table = tomllib.loads((resources.files("rankprobe.paper") / f"{name}.toml").read_text(encoding="utf-8"))
     studies = tuple(study_from({**study, "seed": seed}, where) for study in table["studies"])
-    latency = table["latency"]
-    return Scale(name, studies, tuple((b, n) for b, n in latency["shapes"]), latency["r"], float(latency["budget_s"]))
+    latency, intrinsic = table["latency"], table.get("intrinsic")
+    if intrinsic:
+        intrinsic = Intrinsic(**{**intrinsic, "methods": tuple(intrinsic["methods"])})
+    return Scale(
+        name,
+        studies,
+        tuple((b, n) for b, n in latency["shapes"]),
+        latency["r"],
+        float(latency["budget_s"]),
+        float(table.get("table1", {}).get("budget_s", 0.0)),
+        bool(table.get("pairs", False)),
+        intrinsic,
+    )
 
 
 def needs_of(claim: str) -> Needs:
-    """What a claim of claims.csv needs.
+    """What a claim of claims.csv needs, or a table or figure of the paper (``table7``).
 
     Raises
     ------
@@ -109,19 +179,37 @@ def needs_of(claim: str) -> Needs:
     """
     for pattern, needs in NEEDS.items():
         if found := re.fullmatch(pattern, claim):
-            rs = tuple(int(group) for group in found.groups() if group and group.isdigit())
-            return replace(needs, rs=rs) if rs else needs
-    raise UsageError(
-        must("--only", f"be a claim such as {', '.join(_EXAMPLES)}", repr(claim), nearest(claim, _EXAMPLES))
-    )
+            rs = tuple(_lora(int(group)) for group in found.groups() if group and group.isdigit())
+            return replace(needs, runs=(*needs.runs, *rs))
+    near = difflib.get_close_matches(claim, _EXAMPLES, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "Pass one of those"
+    raise UsageError(must("--only", f"be a claim such as {', '.join(_EXAMPLES)}", repr(claim), hint))
+
+
+def check_trained(claim: str, needs: Needs, planned: Sequence[PlannedStudy], scale: str) -> None:
+    """Refuse a claim about runs that a scale does not have.
+
+    Raises
+    ------
+    UsageError
+    """
+    kinds = {(run.spec.method, run.spec.r, run.spec.targets) for study in planned for run in study.runs}
+    for method, r, targets in needs.runs:
+        one = replace(needs, runs=((method, r, targets),))
+        if any(one.trains(*kind) for kind in kinds):
+            continue
+        if method == "lora" and (rs := sorted(kind[1] for kind in kinds if kind[0] == "lora" and kind[2] == targets)):
+            rule = f"ask for r that the scale {scale} trains ({', '.join(map(str, rs))})"
+            raise UsageError(must("--only", rule, repr(claim), "Choose of those"))
+        what = f"{claim!r}, which needs {method}" + (f" on {targets}" if targets else "")
+        raise UsageError(must("--only", f"ask for what the scale {scale} trains", what, "Pass --scale medium"))
 
 
 def only_what_is_needed(planned: PlannedStudy, needs: Needs) -> PlannedStudy:
     """A study's runs that a claim needs."""
 
     def needed(run: PlannedRun) -> bool:
-        r = run.spec.r
-        return run.spec.method in needs.methods and (r is None or needs.rs is None or r in needs.rs)
+        return needs.trains(run.spec.method, run.spec.r, run.spec.targets)
 
     truncate = tuple(run for run in planned.truncate if needs.functional_rank and needed(run))
     return replace(planned, runs=tuple(run for run in planned.runs if needed(run)), truncate=truncate)

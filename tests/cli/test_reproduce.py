@@ -96,12 +96,6 @@ def test_a_claim_on_an_r_that_is_not_trained_is_refused():
     assert result.exit_code == 2 and "ask for r that the scale smoke trains (1, 8)" in result.output
 
 
-def test_params_prints_what_the_papers_arithmetic_gives():
-    lines = run("params", "--model", "gpt2-medium", "--r", "4", "--format", "csv").output.splitlines()
-    assert lines[0].startswith("method,targets,r,method_params,head_params")
-    assert lines[-1].startswith('lora,"q,v",4,393216,2048')
-
-
 @pytest.mark.parametrize(
     "given, message", [("two", "be METHOD=RATE"), ("adapter=1e-3", "name one of full, head, lora")]
 )

@@ -35,7 +35,7 @@ def test_slowdowns_follow_from_the_latencies():
     table = published()
     one = table[table["source"].str.endswith("Table 1")]
     base = one[one["method"] == "full"].set_index("task")["value"]
-    for method in ("adapter L", "adapter H"):
+    for method in ("adapter_l", "adapter_h"):
         mine = one[one["method"] == method].set_index(["metric", "task"])["value"]
         for task in base.index:
             assert 100 * (mine["latency", task] / base[task] - 1) == pytest.approx(mine["slowdown", task], abs=0.25)
@@ -72,3 +72,38 @@ def test_callers_get_a_copy():
     mine = published()
     mine.loc[0, "value"] = -1.0
     assert published().loc[0, "value"] != -1.0
+
+
+def test_methods_that_are_here_have_their_names_here():
+    from rankprobe.experiment.study import METHODS
+
+    theirs = {"lora merged", "lora †", "adapter_d", "adapter_p †", "adapter_h †", "any"}
+    assert set(published()["method"]) <= set(METHODS) | theirs
+
+
+def test_the_amplification_is_the_ratio_of_its_norms():
+    rows = published()
+    seven = rows[rows["source"].str.endswith("Table 7")].dropna(subset=["r"])
+    norms = seven.pivot_table(index="r", columns="metric", values="value")
+    ratio = norms["norm_of_dW"] / norms["norm_on_dW"]
+    assert ratio.tolist() == pytest.approx(norms["amplification"].tolist(), rel=0.02)
+    # A random r-dimensional pair of subspaces of width d holds sqrt(r r / d d) of the norm: r / d times 61.95.
+    assert norms["norm_on_random"].tolist() == pytest.approx([61.95 * r / 12288 for r in norms.index], abs=0.01)
+
+
+def test_tables_5_and_6_agree_where_they_overlap_but_for_one_cell():
+    rows = published()
+    key = ["targets", "r", "task"]
+    five, six = (rows[rows["source"].str.endswith(f"Table {n}")].set_index(key)["value"] for n in (5, 6))
+    shared = five.index.intersection(six.index)
+    assert len(shared) == 6
+    assert [i for i in shared if five[i] != six[i]] == [("q", 8, "mnli")]  # 91.0 and 90.7 in the paper
+
+
+def test_a_larger_model_of_a_family_has_a_smaller_intrinsic_dimension():
+    rows = published()
+    d90 = rows[rows["metric"] == "d90"].pivot_table(index="model", columns=["method", "task"], values="value")
+    assert d90.shape == (4, 4)
+    assert (d90.loc["RoBERTa large"] < d90.loc["RoBERTa base"]).all()
+    larger = d90.loc["BERT large"] < d90.loc["BERT base"]
+    assert larger.sum() == 3 and not larger["did", "mrpc"]  # 2493 against 1861 in the paper

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from rankprobe.report import numbers as say
-from rankprobe.report.claims import functional_ranks
-from rankprobe.report.comparison import main_lora, something_to_lose
+from rankprobe.report.claims_rank import functional_ranks
+from rankprobe.report.comparison import main_lora, main_metric, something_to_lose
 from rankprobe.report.findings import Findings
 from rankprobe.report.tables import best_settings
 from rankprobe.report.verdicts import MARGIN_POINTS
+from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 
 def answer(findings: Findings) -> list[str]:
@@ -26,7 +27,27 @@ def answer(findings: Findings) -> list[str]:
     """
     if not findings.runs:
         return ["No run has finished yet."]
+    if main_metric(findings.runs[0]) in LOWER_IS_BETTER:
+        return [_perplexities(findings), _cost(findings)]
     return [_what_r(findings), _as_good(findings), _cost(findings)]
+
+
+def _perplexities(findings: Findings) -> str:
+    """Where no margin is set: what each reaches, and by how much LoRA's best r differs from full fine-tuning."""
+    metric, task = main_metric(findings.runs[0]), findings.runs[0]["task"]["name"]
+    methods = best_settings(findings.tables["methods"])
+    lora = methods[methods["method"] == "lora"]
+    full = methods[methods["method"] == "full"].dropna(subset=["accuracy_mean"])
+    if lora.empty or full.empty:
+        return f"How LoRA compares with full fine-tuning on {task} is not known yet."
+    best = lora.loc[lora["accuracy_mean"].idxmin()]
+    seeds = " (one seed)" if best["n_seeds"] == 1 else ""
+    gap = say.gap(metric, best["diff_vs_full"], best["diff_ci_low"], best["diff_ci_high"])
+    return (
+        f"On {task} LoRA with r = {best['r']} on {best['targets']} reaches a {metric} of "
+        f"{say.score(metric, best['accuracy_mean'])} against {say.score(metric, full['accuracy_mean'].iloc[0])} with "
+        f"full fine-tuning, a paired difference of {gap}{seeds}; less is better, and no margin is set for it."
+    )
 
 
 def _what_r(findings: Findings) -> str:

@@ -14,14 +14,21 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.errors import UsageError, must
+from rankprobe.experiment.study import METHODS
+from rankprobe.report.numbers import size_of
 from rankprobe.report.stats import MIN_SEEDS, Estimate, bootstrap_mean, paired_difference, score_interval, t_interval
+from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 # What must be equal for two runs to be compared; every other field of a spec but the seed belongs to the configuration.
 # Epochs, batch and decay do: the paper, too, gives each method its own. Tables show epochs, runs.csv all of them.
 EQUAL_FIELDS = ("split", "max_length", "dtype", "device", "threads")
 # These name what the sha256s identify: a copy of the model under another name is the same model.
 _NAMES = ("model", "task", "train_size", "eval_size")
-_ORDER = {"full": 0, "lora": 1, "head": 9}
+# In the order of tables: LoRA beside full fine-tuning, then what it is measured against, the trained head last.
+_ORDER = {"full": 0, "lora": 1, "head": 99} | {name: 10 + i for i, name in enumerate(METHODS) if name not in
+                                               ("full", "lora", "head")}  # fmt: skip
+# The targets that stand for LoRA: what the paper adapts in all of its main tables.
+MAIN_TARGETS = "q,v"
 
 
 def comparisons(runs: list[dict]) -> list[list[dict]]:
@@ -69,16 +76,18 @@ def configurations(runs: list[dict]) -> list[list[dict]]:
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
         spec = run["spec"]
-        key = tuple(sorted((k, str(v)) for k, v in spec.items() if k not in (*EQUAL_FIELDS, *_NAMES, "seed")))
+        # Records from before a method came have no field for its size.
+        of = {k: str(v) for k, v in spec.items() if k not in (*EQUAL_FIELDS, *_NAMES, "seed") and v is not None}
+        key = tuple(sorted(of.items()))
         groups.setdefault(key, []).append(run)
 
     def place(group: list[dict]) -> tuple:
         spec = group[0]["spec"]
         return (
-            _ORDER.get(spec["method"], 5),
+            _ORDER.get(spec["method"], 98),
             spec["method"],
             spec.get("targets") or "",
-            spec.get("r") or 0,
+            spec.get("r") or size_of(spec) or 0,
             spec.get("alpha") or 0.0,
             spec["lr"],
         )
@@ -105,22 +114,22 @@ def full_reference(groups: list[list[dict]]) -> list[dict]:
 
 
 def main_lora(runs: list[dict]) -> list[dict]:
-    """The LoRA configuration that stands for LoRA: most finished seeds, then r nearest to the paper's 8, then score."""
+    """The LoRA configuration that stands for LoRA: most finished seeds, on q and v, r nearest to 8, then score."""
 
     def key(group: list[dict]) -> tuple:
-        r = group[0]["spec"]["r"]
-        return len(group), -abs(math.log2(r / 8)), -r, _standing(group)
+        r, targets = (group[0]["spec"][name] for name in ("r", "targets"))
+        return len(group), targets == MAIN_TARGETS, -abs(math.log2(r / 8)), -r, _standing(group)
 
     return max(_ok_groups(configurations(runs), "lora"), key=key, default=[])
 
 
 def standing_for(runs: list[dict]) -> list[list[dict]]:
-    """Finished runs by method, targets and r; of several settings of one, as in :func:`full_reference`."""
+    """Finished runs by method, targets, r and size; of several settings of one, as in :func:`full_reference`."""
     found: dict[tuple, list[dict]] = {}
     for group in configurations(runs):
         ok = finished_ok(group)
         if ok:
-            key = tuple(ok[0]["spec"].get(name) for name in ("method", "targets", "r"))
+            key = (*(ok[0]["spec"].get(name) for name in ("method", "targets", "r")), size_of(ok[0]["spec"]))
             found[key] = max(found.get(key, []), ok, key=_standing)
     return list(found.values())
 
@@ -141,7 +150,10 @@ def _ok_groups(groups: list[list[dict]], method: str) -> list[list[dict]]:
 
 def _standing(group: list[dict]) -> tuple[int, float]:
     """Which of several settings of one method stands for it: the most seeds, then the best mean score."""
-    return len(group), float(np.mean([run["metrics"][main_metric(run)] for run in group])) if group else -math.inf
+    if not group:
+        return 0, -math.inf
+    mean = float(np.mean([run["metrics"][main_metric(run)] for run in group]))
+    return len(group), -mean if main_metric(group[0]) in LOWER_IS_BETTER else mean
 
 
 def difference(a: list[dict], b: list[dict]) -> Estimate | None:

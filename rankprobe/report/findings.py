@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from rankprobe.report.claims import claims_table
+from rankprobe.report.paper_tables import table_5, table_6
 from rankprobe.report.tables import (
     merged_functional_ranks,
     merged_ranks,
@@ -20,6 +22,29 @@ from rankprobe.report.verdicts import Evidence
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was measured beside the trainings themselves; each is empty while it is not there.
+
+    Attributes
+    ----------
+    table1 : DataFrame
+        Latency of adapters beside LoRA's, from :mod:`rankprobe.experiment.latency`.
+    pairs : mapping of str to (mapping of str to DataFrame)
+        What pairs of runs share, by the pair's name, from :mod:`rankprobe.experiment.pairs`.
+    intrinsic, intrinsic_curve : DataFrame
+        d90 by method; scores by d and seed.
+    parameter_counts : DataFrame
+        The paper's counts beside ours, handed in by the caller.
+    """
+
+    table1: pd.DataFrame = field(default_factory=pd.DataFrame)
+    pairs: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
+    intrinsic: pd.DataFrame = field(default_factory=pd.DataFrame)
+    intrinsic_curve: pd.DataFrame = field(default_factory=pd.DataFrame)
+    parameter_counts: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@dataclass(frozen=True)
 class Findings:
     """All tables of one comparison, by the name of their CSV file. A table is empty while its data are missing.
 
@@ -28,25 +53,39 @@ class Findings:
     runs : list of dict
         run.json contents with ``path``.
     tables : dict of str to DataFrame
-        runs, methods, rank_sweep, claims, ranks, spectra, truncation, functional_rank, latency.
+        runs, methods, rank_sweep, claims, ranks, spectra, truncation, functional_rank, latency, table5, table6, and
+        what :class:`Measured` has.
     """
 
     runs: list[dict]
     tables: dict[str, pd.DataFrame]
 
 
-def find(runs: list[dict], latency: pd.DataFrame | None, published: pd.DataFrame) -> Findings:
-    """All tables of one comparison."""
+def find(
+    runs: list[dict], latency: pd.DataFrame | None, published: pd.DataFrame, more: Measured | None = None
+) -> Findings:
+    """All tables of one comparison; those of the paper's own tables where ``more`` is given."""
     methods, ranks = methods_table(runs, latency), merged_ranks(runs)
+    measured = more or Measured()
+    evidence = Evidence(runs, methods, ranks, latency, published, measured.pairs, measured.intrinsic, measured.table1)
     tables = {
         "runs": runs_table(runs),
         "methods": methods,
         "rank_sweep": rank_sweep_table(methods),
-        "claims": claims_table(Evidence(runs, methods, ranks, latency, published)),
+        "claims": claims_table(evidence),
         "ranks": ranks,
         "spectra": merged_spectra(runs),
         "truncation": merged_truncation(runs),
         "functional_rank": merged_functional_ranks(runs),
         "latency": pd.DataFrame() if latency is None else latency,
     }
+    if more is not None:
+        tables |= {
+            "table1": more.table1,
+            "table5": table_5(runs, published),
+            "table6": table_6(runs, published),
+            "intrinsic_dimension": more.intrinsic,
+            "intrinsic_curve": more.intrinsic_curve,
+            "parameter_counts": more.parameter_counts,
+        }
     return Findings(runs, tables)

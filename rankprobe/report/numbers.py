@@ -6,8 +6,23 @@ import math
 
 import pandas as pd
 
+from rankprobe.experiment.study import SIZE_FIELD
+from rankprobe.tasks.metrics import LOWER_IS_BETTER
+
 MINUS = "−"
 MISSING = "–"
+_METHOD_NAMES = {
+    "full": "full fine-tuning",
+    "head": "head only",
+    "bitfit": "BitFit",
+    "top_layers": "top {} layers",
+    "adapter_h": "Adapter-H, bottleneck {}",
+    "adapter_l": "Adapter-L, bottleneck {}",
+    "prompt": "PreEmbed, {} tokens",
+    "prefix": "PreLayer, {} tokens",
+    "did": "DID, d = {}",
+    "said": "SAID, d = {}",
+}
 
 
 def missing(value: object) -> bool:
@@ -62,7 +77,7 @@ def with_interval(
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of rows and reads best in percent; correlations do not."""
-    return metric in ("accuracy", "f1")
+    return metric in ("accuracy", "f1", "token_accuracy")
 
 
 def score(metric: str, value: object, low: object = None, high: object = None) -> str:
@@ -83,6 +98,15 @@ def points(value: object, low: object = None, high: object = None) -> str:
     '−1.4 [−3.5, +0.7]'
     """
     return with_interval(*(None if missing(v) else 100 * v for v in (value, low, high)), sign=True)
+
+
+def gap(metric: str, value: object, low: object = None, high: object = None) -> str:
+    """A difference of two scores: in points, or of a perplexity in its own units.
+
+    >>> gap("accuracy", -0.0144, -0.0354, 0.0065), gap("perplexity", 0.1234, 0.1, 0.15)
+    ('−1.4 [−3.5, +0.7]', '+0.123 [+0.100, +0.150]')
+    """
+    return with_interval(value, low, high, 3, sign=True) if metric in LOWER_IS_BETTER else points(value, low, high)
 
 
 def percent(value: object) -> str:
@@ -145,12 +169,25 @@ def learning_rate(value: object) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
+def size_of(row) -> object:
+    """A method's size: of a row of methods.csv its column, of a run's spec the field that its method has.
+
+    >>> size_of({"method": "adapter_h", "bottleneck": 16}), size_of({"method": "did", "size": 1000})
+    (16, 1000)
+    """
+    size = row.get("size", row.get(SIZE_FIELD.get(row["method"], "")))
+    return None if missing(size) else int(size)
+
+
 def method_name(row) -> str:
-    """A configuration's name: ``LoRA r = 8``, ``full fine-tuning``, ``head only``.
+    """A configuration's name: ``LoRA r = 8``, ``full fine-tuning``, ``Adapter-H, bottleneck 16``.
 
     >>> method_name({"method": "lora", "r": 8}), method_name({"method": "head"}), method_name({"method": "bitfit"})
-    ('LoRA r = 8', 'head only', 'bitfit')
+    ('LoRA r = 8', 'head only', 'BitFit')
+    >>> method_name({"method": "did", "size": 1000}), method_name({"method": "top_layers", "layers": 2})
+    ('DID, d = 1,000', 'top 2 layers')
     """
     if row["method"] == "lora":
         return f"LoRA r = {int(row['r'])}"
-    return {"full": "full fine-tuning", "head": "head only"}.get(row["method"], row["method"])
+    size = size_of(row)
+    return _METHOD_NAMES.get(row["method"], row["method"]).format("" if size is None else count(size))

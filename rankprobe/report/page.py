@@ -99,6 +99,16 @@ def index_page(parts: list[tuple[str, Findings]], *, title: str) -> Page:
     return Page(title, f"{len(parts)} comparisons", [words], sections)
 
 
+def other_tasks(parts: list[tuple[str, Findings]]) -> Section:
+    """The way from the page of the main comparison to those of the others."""
+    blocks = [
+        block
+        for folder, findings in parts
+        for block in (f"{_subtitle(findings)}.", Link("Tables and pictures", f"{folder}/report.html"))
+    ]
+    return Section("Other tasks", blocks)
+
+
 def _subtitle(findings: Findings) -> str:
     if not findings.runs:
         return "no finished run"

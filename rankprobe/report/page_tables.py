@@ -10,6 +10,7 @@ from rankprobe.report import numbers as say
 from rankprobe.report.comparison import configurations, full_reference
 from rankprobe.report.findings import Findings
 from rankprobe.report.tables import best_settings
+from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 _VERDICTS = {
     "supported": ("✓", "supported"),
@@ -80,7 +81,8 @@ def configurations_cells(findings: Findings) -> Table | None:
         elif say.missing(m["diff_vs_full"]):
             gap = Cell(say.MISSING)
         else:
-            gap = Cell(say.points(m["diff_vs_full"], m["diff_ci_low"], m["diff_ci_high"]), _text(m["diff_ci_method"]))
+            ends = m["diff_vs_full"], m["diff_ci_low"], m["diff_ci_high"]
+            gap = Cell(say.gap(m["metric"], *ends), _text(m["diff_ci_method"]))
         rows.append(
             [
                 Cell(say.method_name(m), f"on {m['targets']}, alpha {m['alpha']:g}" if m["method"] == "lora" else ""),
@@ -101,7 +103,12 @@ def configurations_cells(findings: Findings) -> Table | None:
     )
     if len(best_settings(methods)) < len(methods.dropna(subset=["accuracy_mean"])):
         caption += " Claims and pictures take each method's best learning rate on these very rows, which flatters it."
-    return Table(["method", "learning rate", "seeds", first["metric"], "against full, points"], rows, caption)
+    against = "against full"
+    if first["metric"] in LOWER_IS_BETTER:
+        caption += f" Of a {first['metric']} less is better."
+    else:
+        against += ", points"
+    return Table(["method", "learning rate", "seeds", first["metric"], against], rows, caption)
 
 
 def functional_cells(findings: Findings) -> Table | None:

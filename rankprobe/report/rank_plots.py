@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from rankprobe.analysis.spectrum_tables import KINDS
 from rankprobe.report import numbers as say
-from rankprobe.report.claims import full_energy_shares, functional_ranks
+from rankprobe.report.claims_rank import full_energy_shares, functional_ranks
 from rankprobe.report.comparison import configurations, full_reference, main_lora, main_metric
 from rankprobe.report.findings import Findings
 from rankprobe.report.matrix_plots import heat_map

@@ -9,7 +9,8 @@ import pandas as pd
 
 from rankprobe.experiment.store import write_table
 from rankprobe.report.comparison import comparisons
-from rankprobe.report.findings import Findings, find
+from rankprobe.report.findings import Findings, Measured, find
+from rankprobe.report.paper_tables import table_2
 
 
 def build_report(
@@ -21,6 +22,8 @@ def build_report(
     title: str,
     settings: dict,
     figures: bool = True,
+    more: Measured | None = None,
+    main: str | None = None,
 ) -> None:
     """Write ``tables/`` and, with figures, ``figures/``, report.md and report.html into a folder.
 
@@ -39,14 +42,30 @@ def build_report(
         Shown at the end of the report: the command, say.
     figures : bool
         False writes the tables alone, in a second or so: for a refresh after each run.
+    more : Measured, optional
+        What else was measured; it belongs to the main comparison.
+    main : str, optional
+        The run_id of any run of the comparison that the report is about. It is written into ``out`` itself, with the
+        way to the others; without it several comparisons are equals.
 
     Notes
     -----
-    Runs on different models, rows or settings never meet in a table: each such comparison gets a folder of its own
-    inside ``out``.
+    Runs on different models, rows or settings never meet in a table, but for Table 2, which has a row for each method
+    and task: each such comparison gets a folder of its own inside ``out``.
     """
     parts = comparisons(runs) or [[]]
-    found = [("" if len(parts) == 1 else _slug(part, parts), find(part, latency, published)) for part in parts]
+    first = next((part for part in parts if any(run["run_id"] == main for run in part)), None)
+    if first is not None:
+        parts = [first, *(part for part in parts if part is not first)]
+    alone = len(parts) == 1
+    found = []
+    for part in parts:
+        top = alone or part is first
+        mine = more if part is first or (first is None and alone) else None
+        found.append(("" if top else _slug(part, parts), find(part, latency, published, mine)))
+    if first is not None:
+        table = table_2([findings.tables["methods"] for _, findings in found], published)
+        found[0][1].tables["table2"] = table
     for slug, findings in found:
         for name, table in findings.tables.items():
             if len(table.columns):
@@ -56,19 +75,23 @@ def build_report(
 
 
 def write_pages(out: Path, found: list[tuple[str, Findings]], *, title: str, settings: dict) -> None:
-    """Draw every comparison's pictures and write its pages, and one above them where there are several."""
+    """Draw every comparison's pictures and write its pages, and one above them where there are several equals."""
     # Imported here: a refresh of the tables after each run need not wait for seaborn.
     from rankprobe.report.html import write_report
-    from rankprobe.report.page import index_page, make_page
+    from rankprobe.report.page import index_page, make_page, other_tasks
     from rankprobe.report.plots import draw_pictures
     from rankprobe.report.style import save_picture
 
+    has_main = not found[0][0]
     for slug, findings in found:
         pictures = draw_pictures(findings)
         for picture in pictures:
             save_picture(picture, out / slug / "figures")
-        write_report(out / slug, make_page(findings, pictures, title=title, settings=settings))
-    if len(found) > 1:
+        page = make_page(findings, pictures, title=title, settings=settings)
+        if has_main and not slug and len(found) > 1:
+            page.sections.insert(-1, other_tasks(found[1:]))
+        write_report(out / slug, page)
+    if len(found) > 1 and not has_main:
         write_report(out, index_page(found, title=title))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.analysis.spectrum import INTEGERS
+from rankprobe.experiment.study import SIZES
 from rankprobe.report.comparison import (
     configurations,
     difference,
@@ -18,6 +19,8 @@ from rankprobe.report.comparison import (
     one_comparison,
     standing_for,
 )
+from rankprobe.report.numbers import size_of
+from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 METHOD_COLUMNS = [
     "model",
@@ -26,6 +29,7 @@ METHOD_COLUMNS = [
     "r",
     "alpha",
     "targets",
+    "size",
     "lr",
     "n_seeds",
     "n_eval",
@@ -94,7 +98,7 @@ def runs_table(runs: list[dict]) -> pd.DataFrame:
             }
         )
     return _integers(
-        pd.DataFrame(rows), "r", "steps", "total_params", "trainable_params", "head_params", "peak_memory_bytes"
+        pd.DataFrame(rows), "r", *SIZES, "steps", "total_params", "trainable_params", "head_params", "peak_memory_bytes"
     )
 
 
@@ -122,7 +126,7 @@ def methods_table(runs: list[dict], latency: pd.DataFrame | None = None) -> pd.D
     groups = configurations(one_comparison(runs))
     full = full_reference(groups)
     table = pd.DataFrame([_method_row(g, full, latency) for g in groups], columns=METHOD_COLUMNS)
-    return _integers(table, "r", "trainable_params", "head_params", "peak_memory_bytes")
+    return _integers(table, "r", "size", "trainable_params", "head_params", "peak_memory_bytes")
 
 
 def rank_sweep_table(methods: pd.DataFrame) -> pd.DataFrame:
@@ -158,15 +162,16 @@ def merged_functional_ranks(runs: list[dict]) -> pd.DataFrame:
 
 
 def best_settings(methods: pd.DataFrame) -> pd.DataFrame:
-    """Finished rows of :func:`methods_table`, one for each method, targets and r: most seeds, then the best score.
+    """Finished rows of :func:`methods_table`, one for each method, targets, r and size: most seeds, best score.
 
     Where learning rates were tried on these very rows, this favours whatever was tried most often.
     """
     if methods.empty:
         return methods
     done = methods.dropna(subset=["accuracy_mean"])
-    ranked = done.sort_values(["n_seeds", "accuracy_mean"], ascending=False, kind="stable")
-    return ranked.drop_duplicates(["method", "targets", "r"]).sort_index()
+    less = bool(done["metric"].isin(LOWER_IS_BETTER).any())
+    ranked = done.sort_values(["n_seeds", "accuracy_mean"], ascending=[False, less], kind="stable")
+    return ranked.drop_duplicates(["method", "targets", "r", "size"]).sort_index()
 
 
 def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | None) -> dict:
@@ -176,6 +181,7 @@ def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | Non
         "model": first["model"]["name"],
         "task": task["name"],
         "metric": main_metric(first),
+        "size": size_of(spec),
         "n_seeds": len(ok),
         "n_eval": task["n_eval"],
         "eval_sha256": task["eval_sha256"],

@@ -8,11 +8,12 @@ at 2.5 % each since intervals are two-sided at 95 %.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 
-from rankprobe.report.stats import Estimate
+from rankprobe.report.stats import MIN_SEEDS, Estimate
 
 # Bounds, in the units of each claim, fixed before the main job's first run (a one-seed prototype was known).
 MARGIN_POINTS = 2.0  # an accuracy this much worse is no longer "as good"; the paper's own table differs by 0.8
@@ -37,6 +38,7 @@ CLAIM_COLUMNS = [
     "unit",
     "note",
 ]
+PAPER = "Hu et al. 2021"  # arXiv:2106.09685
 VERDICTS = ("supported", "contradicted", "inconclusive", "not_run")
 
 
@@ -53,6 +55,12 @@ class Evidence:
     latency : DataFrame or None
     published : DataFrame
         Columns source, model, method, r, targets, task, metric, value among others; may be empty.
+    pairs : mapping of str to (mapping of str to DataFrame)
+        What pairs of runs share, by the pair's name: the tables compare, overlap, amplification and intruders.
+    intrinsic : DataFrame
+        Scores in random subspaces: method (did, said), d, seed and score among others; may be empty.
+    table1 : DataFrame
+        Latency of adapters beside LoRA's on the paper's Table 1 shapes; may be empty.
     """
 
     runs: list[dict]
@@ -60,6 +68,9 @@ class Evidence:
     ranks: pd.DataFrame
     latency: pd.DataFrame | None
     published: pd.DataFrame
+    pairs: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
+    intrinsic: pd.DataFrame = field(default_factory=pd.DataFrame)
+    table1: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def verdict(low: float, high: float, region: tuple[float, float]) -> str:
@@ -141,3 +152,14 @@ def gpt3_mean(evidence: Evidence, table: str, method: str, r: int | None) -> flo
 
 def _rounded(value: float) -> float:
     return round(float(value), 6)
+
+
+def three_seeds(row: dict, *groups: list[dict]) -> dict:
+    """A claim about scores without a verdict where a side has fewer than three seeds.
+
+    Another seed's luck is not in an interval over evaluation rows; it is often as large as the margin.
+    """
+    least = min((len(group) for group in groups), default=0)
+    if least >= MIN_SEEDS or row["verdict"] == "not_run":
+        return row
+    return row | {"verdict": "inconclusive", "note": f"{row['note']}; fewer than {MIN_SEEDS} seeds: no verdict"}

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from rankprobe.paper.published import published
-from rankprobe.report.claims import claims_table, full_energy_shares
+from rankprobe.report.claims import claims_table
+from rankprobe.report.claims_rank import full_energy_shares
 from rankprobe.report.findings import find
 from rankprobe.report.verdicts import CLAIM_COLUMNS, VERDICTS, Evidence, verdict
 from tests.report.synthetic import make_latency, make_run

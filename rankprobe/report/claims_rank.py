@@ -1,0 +1,91 @@
+"""Claims about the rank of full fine-tuning's dW: by its energy, and by what the task needs of it."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from rankprobe.report.comparison import configurations, full_reference
+from rankprobe.report.stats import Estimate, bootstrap_median
+from rankprobe.report.verdicts import LOW_ENERGY_PCT, LOW_FUNCTIONAL_RANK, PAPER, Evidence, claim_row
+
+
+def low_energy_rank(evidence: Evidence) -> dict:
+    shares = full_energy_shares(evidence.ranks, evidence.runs)
+    measured, note = None, ""
+    if len(shares):
+        measured = bootstrap_median(shares["pct"])
+        note = f"median {shares['energy_rank_90'].median():g} directions of min(m, n) = {int(shares['p'].median())}"
+    return claim_row(
+        "dw-low-rank-by-energy",
+        "Aghajanyan et al. 2020 and " + PAPER + "; against it Biderman et al. 2024",
+        f"Full fine-tuning's dW has low rank: {LOW_ENERGY_PCT:g} % of its directions hold 90 % of the energy",
+        "% of min(m, n)",
+        measured=measured,
+        region=(0, LOW_ENERGY_PCT),
+        note=note,
+    )
+
+
+def full_energy_shares(ranks: pd.DataFrame, runs: list[dict]) -> pd.DataFrame:
+    """energy_rank_90 of full fine-tuning's block matrices, a row a matrix, mean over seeds.
+
+    Parameters
+    ----------
+    ranks : DataFrame
+        From :func:`rankprobe.report.tables.merged_ranks`.
+    runs : list of dict
+        The comparison.
+
+    Returns
+    -------
+    DataFrame
+        name, layer, kind, energy_rank_90, p = min(m, n), pct = 100 energy_rank_90 / p.
+    """
+    if ranks.empty:
+        return pd.DataFrame(columns=["name", "layer", "kind", "energy_rank_90", "p", "pct"])
+    full = [run["run_id"] for run in full_reference(configurations(runs))]
+    blocks = ranks[ranks["run_id"].isin(full) & ranks["layer"].notna() & ~ranks["kind"].isin(["embed", "other"])]
+    blocks = blocks.assign(p=blocks[["m", "n"]].min(axis=1))
+    found = blocks.groupby(["name", "layer", "kind", "p"], sort=False, as_index=False)["energy_rank_90"].mean()
+    return found.assign(pct=100 * found["energy_rank_90"] / found["p"])
+
+
+def functional_ranks(runs: list[dict], *, rule: str = "rest_tuned", q: float = 0.9) -> list[dict]:
+    """The functional rank rows of full fine-tuning's finished runs, one a seed."""
+    rows = []
+    for run in full_reference(configurations(runs)):
+        for row in (run.get("analysis") or {}).get("functional_rank", []):
+            if row["rule"] == rule and math.isclose(row["q"], q):
+                rows.append(row)
+    return rows
+
+
+def low_functional_rank(evidence: Evidence) -> dict:
+    rows = functional_ranks(evidence.runs)
+    found = [r for r in rows if r.get("k") is not None and not math.isnan(r["k"])]
+    measured, note = None, ""
+    if found:
+        ks = sorted(r["k"] for r in found)
+        seeds = f", the widest of {len(found)} seeds" if len(found) > 1 else ", one seed"
+        measured = Estimate(
+            ks[(len(ks) - 1) // 2],
+            min(r["ci_low"] for r in found),
+            max(r["ci_high"] for r in found) if len(found) == len(rows) else math.inf,
+            found[0]["method"] + seeds,
+            int(found[0]["n"]),
+        )
+        note = "head, embeddings, norms and biases stay tuned"
+    elif rows:
+        measured = Estimate(math.nan, -math.inf, math.inf, rows[0]["method"], int(rows[0]["n"]))
+        note = rows[0].get("reason") or "no functional rank could be read off"
+    return claim_row(
+        "dw-low-rank-by-function",
+        "Aghajanyan et al. 2020 and " + PAPER,
+        f"Full fine-tuning's dW has low rank: its best rank-{LOW_FUNCTIONAL_RANK} part keeps 90 % of the gain",
+        "k",
+        measured=measured,
+        region=(0, LOW_FUNCTIONAL_RANK),
+        note=note,
+    )

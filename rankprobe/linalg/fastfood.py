@@ -12,9 +12,9 @@ from rankprobe.errors import UsageError, must
 
 # Largest factor of the transform. Larger ones cost more multiplications than they save passes over memory.
 _RADIX = 32
-# Numbers worked on at once. On a CPU a quarter of that is as fast on one thread, and larger pieces leave its caches, but
-# threads wait for each other after every operation on a piece, and long where others want the cores: the fewer the
-# better. A GPU wants large ones.
+# Numbers worked on at once. On a CPU a quarter of that is as fast on one thread, and larger pieces leave its caches.
+# But threads wait for each other after every operation on a piece, and long where others want the cores: the fewer
+# the better. A GPU wants large pieces.
 _CHUNK = {"cpu": 1 << 19, "other": 1 << 24}
 
 
@@ -69,8 +69,7 @@ class Fastfood(nn.Module):
 
     References
     ----------
-    Le, Sarlós & Smola (2013), "Fastfood: Approximating kernel expansions in loglinear time", ICML, section 3 (arXiv:
-    1408.3060).
+    Le, Sarlós & Smola (2013), "Fastfood", ICML (arXiv:1408.3060).
     Li, Farkhoor, Liu & Yosinski (2018), arXiv:1804.08838, section 2.
     Aghajanyan, Zettlemoyer & Gupta (2020), arXiv:2012.13255, equation 2.
 

@@ -8,8 +8,9 @@ import pandas as pd
 
 from rankprobe.report.claims_latency import latency
 from rankprobe.report.claims_methods import one_budget, other_methods, small_r_elsewhere
-from rankprobe.report.claims_rank import low_energy_rank, low_functional_rank
+from rankprobe.report.claims_rank import energy_over_function, low_energy_rank, low_functional_rank, rank_over_r
 from rankprobe.report.claims_scores import lora_equals_full, small_r, trainable, vignette
+from rankprobe.report.claims_subspaces import subspaces
 from rankprobe.report.comparison import main_metric
 from rankprobe.report.verdicts import CLAIM_COLUMNS, Evidence
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
@@ -42,6 +43,9 @@ def claims_table(evidence: Evidence) -> pd.DataFrame:
         *latency(evidence),
         low_energy_rank(evidence),
         low_functional_rank(evidence),
+        rank_over_r(evidence),
+        energy_over_function(evidence),
+        *subspaces(evidence),
     ]
     table = pd.DataFrame(rows, columns=CLAIM_COLUMNS)
     if evidence.runs and main_metric(evidence.runs[0]) in LOWER_IS_BETTER:

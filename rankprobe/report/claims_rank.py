@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from rankprobe.report.comparison import configurations, full_reference
+from rankprobe.report.comparison import configurations, full_reference, main_lora
 from rankprobe.report.stats import Estimate, bootstrap_median
-from rankprobe.report.verdicts import LOW_ENERGY_PCT, LOW_FUNCTIONAL_RANK, PAPER, Evidence, claim_row
+from rankprobe.report.verdicts import LOW_ENERGY_PCT, LOW_FUNCTIONAL_RANK, PAPER, RANK_OVER_R, Evidence, claim_row
 
 
 def low_energy_rank(evidence: Evidence) -> dict:
@@ -87,5 +87,52 @@ def low_functional_rank(evidence: Evidence) -> dict:
         "k",
         measured=measured,
         region=(0, LOW_FUNCTIONAL_RANK),
+        note=note,
+    )
+
+
+def rank_over_r(evidence: Evidence) -> dict:
+    """``full-rank-over-lora-r``: Biderman et al.'s claim against low rank."""
+    shares, main = full_energy_shares(evidence.ranks, evidence.runs), main_lora(evidence.runs)
+    measured, note, r = None, "", 8
+    if len(shares) and main:
+        r = main[0]["spec"]["r"]
+        measured = bootstrap_median(shares["energy_rank_90"] / r)
+        note = f"median {shares['energy_rank_90'].median():g} directions hold 90 % of the energy"
+    published = evidence.published
+    of = published[published["source"].str.startswith("Biderman")] if len(published) else published
+    return claim_row(
+        "full-rank-over-lora-r",
+        "Biderman et al. 2024 (10 to 100 times); against low rank",
+        f"90 % of the energy of full fine-tuning's dW takes at least {RANK_OVER_R:g} times LoRA's r = {r}",
+        "times",
+        published=float(of["value"].min()) if len(of) else math.nan,
+        measured=measured,
+        region=(RANK_OVER_R, math.inf),
+        note=note,
+    )
+
+
+def energy_over_function(evidence: Evidence) -> dict:
+    """``energy-rank-over-functional-rank``: what this project found, that energy asks for more than accuracy does."""
+    shares = full_energy_shares(evidence.ranks, evidence.runs)
+    found = [row for row in functional_ranks(evidence.runs) if row.get("k")]
+    measured, note = None, ""
+    if len(shares) and found:
+        energy = bootstrap_median(shares["energy_rank_90"])
+        ks = sorted(row["k"] for row in found)
+        k, low, high = ks[(len(ks) - 1) // 2], min(r["ci_low"] for r in found), max(r["ci_high"] for r in found)
+        measured = Estimate(
+            energy.estimate / k, energy.low / high, energy.high / max(low, 1),
+            f"the ends of both intervals; {energy.method}; {found[0]['method']}", energy.n,
+        )  # fmt: skip
+        note = f"{energy.estimate:g} directions hold 90 % of the energy, k = {k:g} keeps 90 % of the gain"
+    return claim_row(
+        "energy-rank-over-functional-rank",
+        "found here",
+        "90 % of the energy of full fine-tuning's dW takes more directions than 90 % of what it gains",
+        "times",
+        measured=measured,
+        region=(1.0, math.inf),
         note=note,
     )

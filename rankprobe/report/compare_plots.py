@@ -67,7 +67,7 @@ def overlap_grids(comparison: Comparison) -> Picture | None:
     grids = {name: part for name, part in comparison.overlap.groupby("name", observed=True) if name in names}
     if len(table) > len(names) and all(len(grid) == 1 for grid in grids.values()):
         return None  # one number a matrix: the picture by layer and kind has them all
-    top = _rounded_up(max(float(grid["phi"].max()) for grid in grids.values()))
+    top = rounded_up(max(float(grid["phi"].max()) for grid in grids.values()))
     figure = Figure(figsize=(WIDTH_IN, 0.5 + 2.15 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.15, 1))
     for (left, right), name in zip(panels, names, strict=True):
@@ -75,7 +75,7 @@ def overlap_grids(comparison: Comparison) -> Picture | None:
         values = {c: grids[name].pivot(index="i", columns="j", values=c).to_numpy()
                   for c in ("phi", "random_mean", "random_low", "random_high")}
         shape = values["phi"].shape
-        image = _heat_map(left, values["phi"], values["phi"] > values["random_high"], top)
+        image = phi_map(left, values["phi"], values["phi"] > values["random_high"], top)
         left.set_title(_short(row))
         left.set_ylabel("i, of X")
         right.set_title(" ")
@@ -132,8 +132,8 @@ def overlap_by_layer(comparison: Comparison) -> Picture | None:
     tall = len(layers) > 24
     figure = Figure(figsize=(WIDTH_IN, 1.0 + (0.13 if tall else 0.3) * len(layers)), layout="constrained")
     axes = figure.subplots()
-    top = _rounded_up(float(np.nanmax(phi)))
-    image = _heat_map(axes, phi, phi > high, top)
+    top = rounded_up(float(np.nanmax(phi)))
+    image = phi_map(axes, phi, phi > high, top)
     axes.set_xticks(range(1, len(kinds) + 1), kinds)
     step = -(-len(layers) // 24)
     axes.set_yticks(range(1, len(layers) + 1, step), layers[::step])
@@ -166,7 +166,7 @@ def layer_grids(comparison: Comparison) -> Picture | None:
     groups = dict(list(table.groupby("matrix", sort=False)))
     shown = dict(list(groups.items())[:_LAYER_PANELS])
     many = table if not comparison.same else table[table["layer_x"] != table["layer_y"]]
-    top = _rounded_up(float(many[many["matrix"].isin(list(shown))]["phi"].max()))
+    top = rounded_up(float(many[many["matrix"].isin(list(shown))]["phi"].max()))
     columns = min(len(shown), 2 if len(shown) in (2, 4) else 3)
     rows = -(-len(shown) // columns)
     side = (WIDTH_IN - 0.9) / max(columns, 2)
@@ -177,7 +177,7 @@ def layer_grids(comparison: Comparison) -> Picture | None:
         grid = phi.to_numpy(float, copy=True)
         if comparison.same:
             np.fill_diagonal(grid, np.nan)
-        image = _heat_map(axes, grid, phi.to_numpy() > high.to_numpy(), top, aspect="equal")
+        image = phi_map(axes, grid, phi.to_numpy() > high.to_numpy(), top, aspect="equal")
         layers, step = list(phi.index), -(-len(phi) // (12 if columns < 3 else 8))
         places = range(1, len(layers) + 1, step)
         axes.set_xticks(places, layers[::step])
@@ -239,7 +239,7 @@ def intruder_cosines(comparison: Comparison) -> Picture | None:
     return Picture("intruders", "Directions that W0 did not have", figure, caption)
 
 
-def _heat_map(axes, values: np.ndarray, above: np.ndarray, top: float, aspect: str = "auto"):
+def phi_map(axes, values: np.ndarray, above: np.ndarray, top: float, aspect: str = "auto"):
     """Cells from (1, 1) at the upper left; grey where a value is not above chance, white where there is none."""
     colors = mpl.colormaps["viridis"]
     scale = Normalize(0, top)
@@ -266,7 +266,7 @@ def _ticks(count: int) -> list[int]:
     return sorted({1, *range(step, count + 1, step)})
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """The end of a colour scale: the next round number, at most 1."""
     step = 10.0 ** np.floor(np.log10(max(value, 1e-3))) / 5
     return min(1.0, step * float(np.ceil(max(value, step) / step - 1e-9)))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from rankprobe.report.claims import claims_table
 from rankprobe.report.paper_tables import table_5, table_6
+from rankprobe.report.subspaces import figure_tables, intruders_table, table_7
 from rankprobe.report.tables import (
     merged_functional_ranks,
     merged_ranks,
@@ -87,5 +88,8 @@ def find(
             "intrinsic_dimension": more.intrinsic,
             "intrinsic_curve": more.intrinsic_curve,
             "parameter_counts": more.parameter_counts,
+            "table7": table_7(more.pairs, published),
+            **figure_tables(more.pairs),
+            "intruders": intruders_table(more.pairs),
         }
     return Findings(runs, tables)

@@ -6,6 +6,7 @@ from rankprobe.report.findings import Findings
 from rankprobe.report.rank_plots import energy_heat_map, spectra, truncation_beside_energy
 from rankprobe.report.score_plots import accuracy_by_parameters, accuracy_by_r, latency_ratios
 from rankprobe.report.style import Picture, style
+from rankprobe.report.subspace_plots import figure_3, figure_4, intruders_by_r, table_7_dots
 
 
 def draw_pictures(findings: Findings) -> list[Picture]:
@@ -27,6 +28,10 @@ def draw_pictures(findings: Findings) -> list[Picture]:
         energy_heat_map,
         accuracy_by_parameters,
         latency_ratios,
+        table_7_dots,
+        figure_3,
+        figure_4,
+        intruders_by_r,
     )
     with style():
         return [picture for draw in drawers if (picture := draw(findings)) is not None]

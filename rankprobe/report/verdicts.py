@@ -24,6 +24,11 @@ LOW_ENERGY_PCT = 10.0  # energy_rank_90 of dW in % of min(m, n): a tenth of the 
 LOW_FUNCTIONAL_RANK = 8  # the r that the paper uses for RoBERTa
 SMALL_R = (1, 2, 4)
 REFERENCE_R = (8, 64)
+SHARED_DIRECTION = 0.5  # φ(1, 1), as the paper's Figure 3 has it
+NOT_EMPHASISED = 0.5  # of W0's size on its own top directions; 0.015 in Table 7
+AMPLIFIED = 2.0  # the factor is 21.5 in Table 7 for r = 4, and 1.9, "amplifies less", for r = 64
+FEW_INTRUDERS = 0.5  # a matrix, of its 10 leading directions: "almost none"
+RANK_OVER_R = 10.0  # Biderman et al.: full fine-tuning's rank is 10 to 100 times a typical r
 
 CLAIM_COLUMNS = [
     "claim_id",

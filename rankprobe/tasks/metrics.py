@@ -1,4 +1,4 @@
-"""Scores of predictions: accuracy, F1, Matthews, Pearson and Spearman correlation."""
+"""Scores of predictions: accuracy, F1, Matthews, Pearson and Spearman correlation; perplexity, token accuracy."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ def score(
     Parameters
     ----------
     metrics : sequence of str
-        Keys of :data:`METRICS`.
+        Keys of :data:`METRICS` or :data:`TOKEN_METRICS`.
     labels : array-like, shape (n,)
-        Class ids; float scores for the two correlations.
+        Class ids; float scores for the two correlations; for the token metrics how many tokens a row asks for.
     predictions : array-like, shape (n,)
-        Likewise.
+        Likewise; for the token metrics how many of them were guessed right.
     scores : array-like, shape (n,), optional
-        Of the predicted class, as runs store them. No metric here is made of scores; they are checked for length only.
+        As runs store them: of the predicted class; for perplexity, which needs them, a row's negative log-likelihood
+        in nats, summed over its tokens. The other metrics are not made of them: they are checked for length only.
 
     Returns
     -------
     dict of str to float
-        In the order of ``metrics``; dimensionless, more is better.
+        In the order of ``metrics``; dimensionless, more is better but for those in :data:`LOWER_IS_BETTER`.
 
     Raises
     ------
     UsageError
-        If a metric is unknown, the lengths differ or are 0, a value is not finite, or ids are no whole numbers.
+        If a metric is unknown, the lengths differ or are 0, a value is not finite, or a count is none.
 
     Examples
     --------
     >>> score(["accuracy", "matthews"], [0, 1, 1, 0], [0, 1, 0, 0])
     {'accuracy': 0.75, 'matthews': 0.577...}
     """
-    if unknown := [name for name in metrics if name not in METRICS]:
-        raise UsageError(must("A metric", f"be one of {', '.join(METRICS)}", repr(unknown[0]), "Pass one of them"))
+    known = (*METRICS, *TOKEN_METRICS)
+    if unknown := [name for name in metrics if name not in known]:
+        raise UsageError(must("A metric", f"be one of {', '.join(known)}", repr(unknown[0]), "Pass one of them"))
     y = np.asarray(labels, dtype=np.float64)
     p = np.asarray(predictions, dtype=np.float64)
     lengths = [len(y), len(p)] if scores is None else [len(y), len(p), len(np.asarray(scores))]
@@ -52,7 +54,8 @@ def score(
     if not (np.isfinite(y).all() and np.isfinite(p).all()):
         bad = int((~(np.isfinite(y) & np.isfinite(p))).sum())
         raise UsageError(must("labels and predictions", "be finite", f"NaN or inf in {bad} rows", "Check the training"))
-    return {name: METRICS[name](y, p) for name in metrics}
+    nll = None if scores is None else np.asarray(scores, dtype=np.float64)
+    return {name: METRICS[name](y, p) if name in METRICS else TOKEN_METRICS[name](y, p, nll) for name in metrics}
 
 
 def accuracy(y: np.ndarray, p: np.ndarray) -> float:
@@ -119,6 +122,56 @@ def _standardised(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x)
 
 
+def perplexity(tokens: np.ndarray, right: np.ndarray, nll: np.ndarray | None) -> float:
+    """exp of the mean negative log-likelihood of a token; inf where that mean is above 709 nats.
+
+    Parameters
+    ----------
+    tokens, right, nll : ndarray, shape (n,)
+        A row's tokens, how many of them were guessed right (not used), and the sum of their negative log-likelihoods in
+        nats: long rows weigh more than short ones, as in a text that all rows are parts of.
+
+    Raises
+    ------
+    UsageError
+        If likelihoods are missing or not finite, or tokens are no counts.
+    """
+    if nll is None:
+        raise UsageError(must("perplexity", "be made of each row's likelihood", "no scores", "Pass scores"))
+    if not np.isfinite(nll).all():
+        bad = int((~np.isfinite(nll)).sum())
+        raise UsageError(must("scores", "be finite", f"NaN or inf in {bad} rows", "Check the training"))
+    with np.errstate(over="ignore"):
+        return float(np.exp(nll.sum() / _total(tokens)))
+
+
+def token_accuracy(tokens: np.ndarray, right: np.ndarray, nll: np.ndarray | None) -> float:
+    """Share of all tokens that the model would have guessed, each after the true ones before it.
+
+    Raises
+    ------
+    UsageError
+        If tokens are no counts, or more are right than there are.
+    """
+    total = _total(tokens)
+    if ((right < 0) | (right > tokens)).any():
+        row = int(((right < 0) | (right > tokens)).argmax())
+        got = f"{right[row]:g} of {tokens[row]:g} in row {row}"
+        raise UsageError(must("tokens guessed right", "be between 0 and the row's tokens", got, "Pair them"))
+    return float(right.sum() / total)
+
+
+def _total(tokens: np.ndarray) -> float:
+    """All rows' tokens: each row has one or more."""
+    if ((tokens < 1) | (tokens % 1 != 0)).any():
+        row = int(((tokens < 1) | (tokens % 1 != 0)).argmax())
+        got = f"{tokens[row]:g} in row {row}"
+        raise UsageError(must("labels", "be counts of tokens, 1 or more", got, "Pass a language model's predictions"))
+    return float(tokens.sum())
+
+
 METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
+# Of a language model's rows; these are made of scores as well.
+TOKEN_METRICS = {"perplexity": perplexity, "token_accuracy": token_accuracy}
 # Of these less is better.
 LOWER_IS_BETTER = frozenset({"perplexity"})

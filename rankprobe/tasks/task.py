@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+CLASSIFICATION, REGRESSION, LANGUAGE_MODELLING = "classification", "regression", "language_modelling"
+PROBLEMS = (CLASSIFICATION, REGRESSION, LANGUAGE_MODELLING)
 
 
 @dataclass(frozen=True)
@@ -14,9 +18,10 @@ class Example:
     row : str
         Stable id, unique in its split; predictions are paired across runs by it.
     text, text_b : str
-        ``text_b`` is None in a single-text task.
+        ``text_b`` is None in a single-text task. In language modelling ``text`` is the prompt, which may be empty, and
+        ``text_b`` what is to follow it.
     label : int or float
-        Index into ``Task.labels``; a float score in a regression task.
+        Index into ``Task.labels``; a float score in a regression task; 0 in language modelling.
     """
 
     row: str
@@ -37,7 +42,7 @@ class Task:
         ``eval``, or ``tuning`` where ``eval`` holds the rows that learning rates are chosen on; the two never overlap.
     train, eval : tuple of Example
     labels : tuple of str
-        Class names in label order; empty for regression.
+        Class names in label order; empty for regression and language modelling.
     metrics : tuple of str
         Names understood by :mod:`rankprobe.tasks.metrics`; the first is the one that tables show.
     sha256 : str
@@ -56,11 +61,27 @@ class Task:
     eval_sha256: str
 
     @property
-    def is_regression(self) -> bool:
-        """Whether labels are scores rather than classes."""
-        return not self.labels
-
-    @property
     def problem(self) -> str:
         """``classification``, ``regression`` or ``language_modelling``."""
-        return "classification" if self.labels else "regression"
+        return problem_of(self.labels, self.metrics)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether labels are scores rather than classes."""
+        return self.problem == REGRESSION
+
+    @property
+    def is_language_modelling(self) -> bool:
+        """Whether a row's second text is to be predicted, token by token."""
+        return self.problem == LANGUAGE_MODELLING
+
+
+def problem_of(labels: Sequence[str], metrics: Sequence[str]) -> str:
+    """What a task asks for: one of its classes, the next token where it is scored by perplexity, else a number.
+
+    >>> problem_of(("no", "yes"), ("accuracy",)), problem_of((), ("pearson",)), problem_of((), ("perplexity",))
+    ('classification', 'regression', 'language_modelling')
+    """
+    if labels:
+        return CLASSIFICATION
+    return LANGUAGE_MODELLING if "perplexity" in metrics else REGRESSION

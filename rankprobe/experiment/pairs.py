@@ -110,8 +110,7 @@ def execute_pair(plan: PairPlan, *, observer: Observer | None = None) -> dict[st
             seen += 1
             observer.stage("compare", seen, 0, matrix.name)
 
-        found = compare(str(plan.x.folder), str(plan.y.folder), of=plan.of, runs=plan.x.folder.parent,
-                        progress=progress)  # fmt: skip
+        found = compare(plan.x.folder, plan.y.folder, plan.x.source.path, of=plan.of, progress=progress)
         tables = {key: getattr(found, attribute) for key, attribute in TABLES.items()}
         for key in _BY_SIDE:
             tables[key] = _with_runs(tables[key], plan)

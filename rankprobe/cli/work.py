@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import pandas as pd
 
 from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver
@@ -13,16 +16,17 @@ from rankprobe.cli.show import print_table, problem
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.output import claim_output, read_plan
+from rankprobe.experiment.pairs import read_pairs
 from rankprobe.experiment.store import finished, load_runs, read_latency
 from rankprobe.experiment.sweep import PlannedStudy, run_study
+from rankprobe.paper.parameter_counts import paper_parameter_counts
 from rankprobe.paper.published import published
+from rankprobe.report.findings import Measured
 from rankprobe.report.report import build_report
 
 
 def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = None) -> None:
     """Print what would be done."""
-    import pandas as pd
-
     from rankprobe.experiment.parameters import parameter_counts
 
     rows = []
@@ -52,6 +56,25 @@ def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = No
         click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
 
 
+@dataclass(frozen=True)
+class Extra:
+    """A measurement beside the trainings.
+
+    Attributes
+    ----------
+    after : int
+        It is done when so many of the studies are.
+    entry : dict
+        What the plan has of it, so that a report can be made again: ``{"pairs": {"r8-r64": run_id}}``.
+    run : callable
+        ``run(observer, stop)``; yields when tables are worth renewing.
+    """
+
+    after: int
+    entry: dict
+    run: Callable[[TerminalObserver, Callable[[], bool]], Iterator[None]]
+
+
 def run_studies(
     studies: Sequence[PlannedStudy],
     out: Path,
@@ -62,11 +85,15 @@ def run_studies(
     measure_latency: bool = True,
     keep_weights: bool = True,
     everything: Sequence[PlannedStudy] | None = None,
+    extras: Sequence[Extra] = (),
+    main: str | None = None,
+    hours: float | None = None,
 ) -> None:
     """Do what is left, with a progress bar; tables are renewed after every run, pictures and pages at the end.
 
     ``everything`` holds all the studies that the folder is about, where ``studies`` is only the part to do now: what
-    else is finished already is reported too.
+    else is finished already is reported too. ``main`` is the run_id of any run of the comparison that the report is
+    about. After ``hours`` nothing new is begun.
 
     Raises
     ------
@@ -82,7 +109,11 @@ def run_studies(
         "runs": [run.run_id for study in everything or studies for run in study.runs],
         "latency": latency.run_id if latency else None,
         "note": "; ".join(dict.fromkeys(study.untuned for study in studies if study.untuned)),
+        "main": main,
     }
+    for extra in extras:
+        for key, value in extra.entry.items():
+            plan[key] = {**plan[key], **value} if isinstance(value, dict) and key in plan else value
     runs_folder = (everything or studies)[0].runs[0].folder.parent
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
@@ -94,26 +125,38 @@ def run_studies(
     if plan["note"]:
         click.echo(f"rankprobe: warning: {plan['note']}.", err=True)
     observer = TerminalObserver(sum(study.steps_left for study in studies))
+    ends = None if hours is None else time.monotonic() + 3600 * hours
+
+    def stop() -> bool:
+        return ends is not None and time.monotonic() > ends
+
     bad = {}
     with observer.live():
-        for study in studies:
+        for number, study in enumerate(studies):
             for round_ in study.rounds():
                 said: set[str] = set()
-                for record in run_study(round_, keep_weights=keep_weights, observer=observer):
+                for record in run_study(round_, keep_weights=keep_weights, observer=observer, stop=stop):
                     _say(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
                     render(out, plan, runs_folder, figures=False)
-                if measure_latency:
+                if measure_latency and not stop():
                     # After the first round: every table has its first row by then, and a killed job still has latency.
                     _latency(latency, observer)
                     measure_latency = False
-        if measure_latency:
+            for extra in extras:
+                if extra.after == number + 1:
+                    for _ in extra.run(observer, stop):
+                        render(out, plan, runs_folder, figures=False)
+        if measure_latency and not stop():
             _latency(latency, observer)
         observer.begin("tables, pictures and pages", 0)
         render(out, plan, runs_folder)
     click.echo(f"{out / 'report.html'}")
+    if stop():
+        done = sum(bool(finished(runs_folder / run_id)) for run_id in plan["runs"])
+        click.echo(f"Stopped after {hours:g} hours with {done} of {len(plan['runs'])} runs; the same command goes on.")
     if bad:
         first = next(iter(bad.values()))
         why = problem(first, runs_folder / first["run_id"])
@@ -125,13 +168,24 @@ def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) ->
     runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
     settings = {"command": plan["command"]} | ({"learning rates": plan["note"]} if plan.get("note") else {})
-    build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures)
+    build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures,
+                 more=measured(plan, runs_folder, counts=figures), main=plan.get("main"))  # fmt: skip
+
+
+def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
+    """What a plan measured beside trainings; None where it is a sweep's, which has no such part.
+
+    ``counts``: the paper's parameter counts beside ours too, which take half a minute to count.
+    """
+    if not plan.get("main"):
+        return None
+    counts = paper_parameter_counts() if counts else pd.DataFrame()
+    pairs = {name: runs_folder / run_id for name, run_id in (plan.get("pairs") or {}).items()}
+    return Measured(pairs=read_pairs(pairs), parameter_counts=counts)
 
 
 def paper_lines(scale) -> None:
     """Print the plan of a scale whose models are not at hand: settings and parameter counts, from the meta device."""
-    import pandas as pd
-
     from rankprobe.experiment.parameters import parameter_table
     from rankprobe.paper.architectures import paper_config
 

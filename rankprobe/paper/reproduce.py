@@ -127,6 +127,12 @@ NEEDS: dict[str, Needs] = {
     r"table6-r1-qkvo": Needs((_FULL, _HEAD, _lora(1, "q,k,v,o"), _lora(64, "q,k,v,o"))),
     r"dw-low-rank-by-energy": Needs((_FULL,)),
     r"dw-low-rank-by-function": Needs((_FULL,), functional_rank=True),
+    r"full-rank-over-lora-r": Needs((_FULL, _lora(8))),
+    r"energy-rank-over-functional-rank": Needs((_FULL,), functional_rank=True),
+    r"figure3(-shared-direction)?": Needs((_lora(8), _lora(64)), pairs=("r8-r64",)),
+    r"figure4(-seeds-share)?": Needs((_lora(64),), pairs=("r64-seeds",)),
+    r"table7(-correlated|-not-emphasised|-amplified|-falls-with-r)?": Needs((_lora(4), _lora(64)), pairs=("r4-r64",)),
+    r"intruders(-lora|-full|-by-r)?": Needs((_FULL, _lora(1), _lora(64)), pairs=("r1-full", "r4-r64")),
 }  # fmt: skip
 _EXAMPLES = (
     "vignette-parameters",
@@ -138,6 +144,10 @@ _EXAMPLES = (
     "unmerged-latency",
     *(key for key in NEEDS if not set(key) & set("(|\\)")),
     "table1",
+    "figure3",
+    "figure4",
+    "table7",
+    "intruders",
 )
 
 

@@ -18,6 +18,13 @@ from rankprobe.report.page_tables import (
     provenance_cells,
     ranks_cells,
 )
+from rankprobe.report.paper_cells import (
+    parameter_cells,
+    table_2_cells,
+    table_5_cells,
+    table_6_cells,
+    table_7_cells,
+)
 from rankprobe.report.style import Picture
 
 NOT_RUN = "Not run yet."
@@ -75,12 +82,30 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
         ),
         Section("What it costs to train", blocks("accuracy_by_parameters", cost_cells(findings))),
         Section("Latency", blocks("latency", latency_cells(findings))),
+        *_papers_tables(findings, by_name),
         Section(
             "How this was made",
             [_bounds_text(), *([t] if (t := bad_runs_cells(findings)) else []), provenance_cells(findings, settings)],
         ),
     ]
     return Page(title, _subtitle(findings), answer(findings), sections)
+
+
+def _papers_tables(findings: Findings, pictures: dict[str, Picture]) -> list[Section]:
+    """The paper's own tables and figures; none where nothing of them was asked for."""
+    parts = {
+        "Methods beside LoRA (Table 2)": (table_2_cells(findings),),
+        "Which matrices (Table 5)": (table_5_cells(findings),),
+        "r by targets (Table 6)": (table_6_cells(findings),),
+        "What dW amplifies (Table 7)": (pictures.get("table7"), table_7_cells(findings)),
+        "What r = 8 and r = 64, and two seeds, share (Figures 3 and 4)": (
+            pictures.get("figure3"),
+            pictures.get("figure4"),
+        ),
+        "Directions that W0 did not have": (pictures.get("intruders"),),
+        "Parameter counts that the paper prints": (parameter_cells(findings),),
+    }
+    return [Section(title, found) for title, blocks in parts.items() if (found := [b for b in blocks if b is not None])]
 
 
 def index_page(parts: list[tuple[str, Findings]], *, title: str) -> Page:

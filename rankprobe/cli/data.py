@@ -18,7 +18,9 @@ _EXAMPLES = 3
 
 @click.command(epilog="\b\nExamples:\n  rankprobe data docmatch\n"
                       "  rankprobe data docmatch --out docmatch-rows\n"
+                      "  rankprobe data docgen\n"
                       "  rankprobe data sst2 --data-dir data/sst2\n"
+                      "  rankprobe data smiles --data-dir molecules.smi\n"
                       "  rankprobe data files --train a.csv --eval b.csv --text review --label stars")
 @click.argument("task")
 @o.source_options
@@ -27,8 +29,8 @@ _EXAMPLES = 3
 def data(task: str, out: Path | None, **options) -> None:
     """Show a task's size, labels and first rows; with --out, write all rows as TSV.
 
-    TASK is docmatch, docmatch-smoke, a GLUE task, or files. docmatch is made from the sources of installed packages:
-    half a minute the first time, a second from then on.
+    TASK is docmatch, docgen, either with -smoke, a GLUE task, e2e, smiles, or files. docmatch and docgen are made from
+    the sources of installed packages: half a minute the first time, a second from then on.
     """
     from rankprobe.cli.progress import reading
     from rankprobe.tasks.load import load_splits
@@ -45,21 +47,31 @@ def data(task: str, out: Path | None, **options) -> None:
     written = write_tsv(out, splits.rows, splits.labels)
     text_b = " --text-b text_b" if splits.rows["train"][0].text_b is not None else ""
     click.echo("\nWritten: " + ", ".join(str(path) for path in written))
+    if splits.problem == "language_modelling":
+        return  # the task files has no prompts and completions
     click.echo(f"To use them: --task files --train {out / 'train.tsv'} --eval {out / 'eval.tsv'} "
                f"--text text{text_b} --label label{'' if splits.labels else ' --regression'}")
 
 
 def _summary(splits: Splits) -> None:
-    kind = f"{len(splits.labels)} classes ({', '.join(splits.labels)})" if splits.labels else "scores"
+    kind = {
+        "classification": f"{len(splits.labels)} classes ({', '.join(splits.labels)})",
+        "regression": "scores",
+        "language_modelling": "texts to go on with",
+    }[splits.problem]
     click.echo(f"{splits.name}: {kind}, measured by {' and '.join(splits.metrics)}")
     for split, rows in splits.rows.items():
-        click.echo(f"  {split:<6} {len(rows):>7,} rows   {_balance(rows, splits.labels)}")
+        click.echo(f"  {split:<6} {len(rows):>7,} rows   {_balance(rows, splits)}")
     click.echo(f"  sha256 {splits.sha256}")
 
 
-def _balance(rows: tuple[Example, ...], labels: tuple[str, ...]) -> str:
+def _balance(rows: tuple[Example, ...], splits: Splits) -> str:
     from collections import Counter
 
+    labels = splits.labels
+    if splits.problem == "language_modelling":
+        prompt, completion = (sum(len(getattr(row, name)) for row in rows) / len(rows) for name in ("text", "text_b"))
+        return f"a prompt of {prompt:.0f} and a completion of {completion:.0f} characters on average"
     if not labels:
         scores = [row.label for row in rows]
         return f"from {min(scores):g} to {max(scores):g}"
@@ -69,8 +81,10 @@ def _balance(rows: tuple[Example, ...], labels: tuple[str, ...]) -> str:
 
 
 def _examples(splits: Splits) -> None:
+    generated = splits.problem == "language_modelling"
     for row in splits.rows["train"][:_EXAMPLES]:
-        click.echo(f"\n  {row.row}: {splits.labels[int(row.label)] if splits.labels else row.label}")
+        label = splits.labels[int(row.label)] if splits.labels else row.label
+        click.echo(f"\n  {row.row}" + ("" if generated else f": {label}"))
         for text in (row.text, row.text_b):
-            if text is not None:
+            if text is not None and not (generated and not text):
                 click.echo(f"    {' '.join(text.split())}")

@@ -18,7 +18,7 @@ from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
 from rankprobe.methods.lora import LoRALayer, load_lora, save_lora
 from rankprobe.weights.adapter import load_adapter
-from rankprobe.weights.pretrained import load_classifier, quiet_transformers
+from rankprobe.weights.pretrained import load_causal_lm, load_classifier, quiet_transformers
 from rankprobe.weights.run_folder import WHOLE_MODEL
 from rankprobe.weights.source import DEFAULT_HUB_ID, DEFAULT_MODEL, ModelSource, find_model
 
@@ -67,8 +67,6 @@ def load_base(spec: RunSpec, source: ModelSource, task: Task) -> tuple[nn.Module
 def _load(spec: RunSpec, source: ModelSource, task: Task) -> tuple[nn.Module, PreTrainedTokenizerBase, list[str]]:
     """A model with the head that the task asks for, on the spec's device."""
     if task.problem == "language_modelling":
-        from rankprobe.weights.pretrained import load_causal_lm
-
         model, tokenizer, missing = load_causal_lm(source, seed=spec.seed)
     else:
         labels = max(1, len(task.labels))

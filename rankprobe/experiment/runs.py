@@ -153,21 +153,25 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
 def trained_predictions(run: PlannedRun, prepared: Prepared, observer: Observer | None = None) -> Predictions:
     """The model's predictions on the task's evaluation rows, in the run's dtype."""
     observer = observer or Silent()
-    rows = encode(prepared.tokenizer, run.task.eval, run.spec.max_length)
+    rows = encode(prepared.tokenizer, run.task.eval, run.spec.max_length, problem=run.task.problem)
     return predict(
         prepared.trainee,
         rows,
         [e.label for e in run.task.eval],
         prepared.tokenizer.pad_token_id,
-        regression=run.task.is_regression,
+        problem=run.task.problem,
         dtype=run.spec.dtype,
         progress=lambda done, total: observer.stage("evaluate", done, total),
     )
 
 
 def task_score(task: Task) -> Callable:
-    """The task's main metric as ``(labels, predictions) -> float``."""
-    main = task.metrics[0]
+    """What a task is scored by as ``(labels, predictions) -> float``, more is better.
+
+    The main metric; of a language model, whose perplexity is not a matter of predictions, the share of tokens it has
+    right.
+    """
+    main = "token_accuracy" if task.problem == "language_modelling" else task.metrics[0]
     if main == "accuracy":
         return accuracy  # the bootstrap knows this very function and resamples counts instead of rows
     return lambda labels, predictions: score((main,), labels, predictions, None)[main]
@@ -179,7 +183,7 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
     set_threads(spec.threads)
     prepared = prepare(spec, run.source, task)
     params = count_parameters(prepared)
-    rows = encode(prepared.tokenizer, task.train, spec.max_length)
+    rows = encode(prepared.tokenizer, task.train, spec.max_length, problem=task.problem)
     result = train(
         prepared.trainee,
         rows,
@@ -193,7 +197,7 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
         weight_decay=spec.weight_decay,
         clip_norm=spec.clip_norm,
         dtype=spec.dtype,
-        regression=task.is_regression,
+        problem=task.problem,
         progress=lambda done, total, loss: observer.stage("train", done, total, f"loss {loss:.3f}"),
     )
     write_table(run.folder / "history.csv", pd.DataFrame(result.history))
@@ -270,7 +274,8 @@ def _metrics(task: Task, predicted: Predictions) -> dict:
 def _header(run: PlannedRun) -> dict:
     task = run.task
     labels = [e.label for e in task.eval]
-    majority = None if task.is_regression else max(labels.count(k) for k in set(labels)) / len(labels)
+    classes = task.problem == "classification"
+    majority = max(labels.count(k) for k in set(labels)) / len(labels) if classes else None
     return {
         "schema": 1,
         "run_id": run.run_id,

@@ -60,12 +60,12 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
         deltas = full_deltas(W0, W1)
     sites = block_sites(model_shapes(base))
     updates = decompose_updates(W0, W1, deltas, sites)
-    rows = encode(tokenizer, task.eval, spec.max_length)
+    rows = encode(tokenizer, task.eval, spec.max_length, problem=task.problem)
     labels = [e.label for e in task.eval]
 
     def evaluate(state: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
         _load(base, state)
-        found = predict(base, rows, labels, tokenizer.pad_token_id, regression=task.is_regression, dtype=spec.dtype)
+        found = predict(base, rows, labels, tokenizer.pad_token_id, problem=task.problem, dtype=spec.dtype)
         return found.labels, found.predictions
 
     score = task_score(task)

@@ -16,10 +16,12 @@ def head_parameters(model: nn.Module, newly_initialised: Iterable[str] = ()) -> 
     Parameters
     ----------
     model : PreTrainedModel
-        A sequence-classification model.
+        A sequence-classification model, or a causal language model, whose head is pretrained: none is the task's.
     newly_initialised : iterable of str
         Parameters that the checkpoint lacked.
     """
+    if model.get_output_embeddings() is not None:
+        return set()
     prefix = model.base_model_prefix + "."
     new = set(newly_initialised)
     return {name for name, _ in model.named_parameters() if not name.startswith(prefix) or name in new}

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rankprobe.errors import UsageError, must
-from rankprobe.tasks.docstrings import LABELS, METRICS, PACKAGES, docmatch
+from rankprobe.tasks import docgen, docstrings, nlg
 from rankprobe.tasks.fingerprint import combined_sha256, rows_sha256
 from rankprobe.tasks.sources import Progress
-from rankprobe.tasks.task import Example, Task
+from rankprobe.tasks.task import LANGUAGE_METRICS, Example, Task, problem_of
 
 if TYPE_CHECKING:
     from rankprobe.tasks.files import FileSpec
 
 GLUE_TASKS = ("sst2", "mrpc", "rte", "cola", "qnli", "qqp", "mnli", "stsb")
-TASKS = (*PACKAGES, *GLUE_TASKS, "files")
+TEXT_TASKS = ("e2e", "smiles")
+TASKS = (*docstrings.PACKAGES, *docgen.PACKAGES, *GLUE_TASKS, *TEXT_TASKS, "files")
 
 
 class Splits(NamedTuple):
@@ -27,7 +28,8 @@ class Splits(NamedTuple):
     ----------
     name : str
     rows : mapping of str to tuple of Example
-        ``train`` and ``eval``. docmatch has ``tuning`` between them; elsewhere tuning rows are the last of ``train``.
+        ``train`` and ``eval``. docmatch, docgen, e2e and smiles have ``tuning`` between them; elsewhere tuning rows are
+        the last of ``train``.
     labels, metrics : tuple of str
         As a Task has them.
     sha256 : str
@@ -39,6 +41,11 @@ class Splits(NamedTuple):
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
     sha256: str
+
+    @property
+    def problem(self) -> str:
+        """As a Task's."""
+        return problem_of(self.labels, self.metrics)
 
 
 def load_task(
@@ -58,7 +65,8 @@ def load_task(
     name : str
         One of :data:`TASKS`.
     data_dir : Path or str, optional
-        Folder with a GLUE task's files, or the folder above it; without it GLUE comes from the hub.
+        Folder with a GLUE task's, e2e's or smiles' files, or the folder above it; smiles' may be the file itself.
+        Without it GLUE comes from the hub.
     train_size, eval_size : int, optional
         Use the first N rows; all by default.
     split : str
@@ -83,10 +91,10 @@ def load_task(
     if split not in ("eval", "tuning"):
         raise UsageError(must("split", "be eval or tuning", repr(split), "Pass one of the two"))
     _check_source(name, data_dir, files)
-    if name in PACKAGES:
-        made = docmatch(name, progress=progress)
-        rows = made.splits["train"], made.splits[split]
-        return make_task(made.name, split, *rows, LABELS, METRICS, train_size=train_size, eval_size=eval_size)
+    made = _three_splits(name, data_dir, progress)
+    if made is not None:
+        rows = made.rows["train"], made.rows[split]
+        return make_task(made.name, split, *rows, made.labels, made.metrics, train_size=train_size, eval_size=eval_size)
     if name in GLUE_TASKS:
         from rankprobe.tasks.glue import load_glue
 
@@ -110,11 +118,25 @@ def load_splits(
 ) -> Splits:
     """All rows of a task, to look at or to carry elsewhere; parameters and errors as for :func:`load_task`."""
     _check_source(name, data_dir, files)
-    if name in PACKAGES:
-        made = docmatch(name, progress=progress)
-        return Splits(made.name, made.splits, LABELS, METRICS, made.sha256)
+    made = _three_splits(name, data_dir, progress)
+    if made is not None:
+        return made
     task = load_task(name, data_dir=data_dir, files=files)
     return Splits(name, {"train": task.train, "eval": task.eval}, task.labels, task.metrics, task.sha256)
+
+
+def _three_splits(name: str, data_dir: Path | str | None, progress: Progress | None) -> Splits | None:
+    """A task that comes with tuning rows of its own; None for the others."""
+    if name in docstrings.PACKAGES:
+        made = docstrings.docmatch(name, progress=progress)
+        return Splits(made.name, made.splits, docstrings.LABELS, docstrings.METRICS, made.sha256)
+    if name in docgen.PACKAGES:
+        made = docgen.docgen(name, progress=progress)
+        return Splits(made.name, made.splits, (), LANGUAGE_METRICS, made.sha256)
+    if name in TEXT_TASKS:
+        rows = nlg.load_texts(name, data_dir)
+        return Splits(name, rows, (), LANGUAGE_METRICS, combined_sha256(*(rows_sha256(r, ()) for r in rows.values())))
+    return None
 
 
 def make_task(
@@ -152,8 +174,9 @@ def _check_source(name: str, data_dir: Path | str | None, files: FileSpec | None
         raise UsageError(must("The task files", "come with files", "none", "Pass --train, --eval, --text and --label"))
     if name != "files" and files is not None:
         raise UsageError(must("Own files", "be used with the task files", f"the task {name}", "Name the task files"))
-    if name not in GLUE_TASKS and data_dir is not None:
-        raise UsageError(must("--data-dir", "be given for a GLUE task only", f"the task {name}", "Leave it out"))
+    if name not in (*GLUE_TASKS, *TEXT_TASKS) and data_dir is not None:
+        rule = f"be given for a GLUE task only, or for {' and '.join(TEXT_TASKS)}"
+        raise UsageError(must("--data-dir", rule, f"the task {name}", "Leave it out"))
 
 
 def _first(rows: Sequence[Example], size: int | None, split: str, option: str) -> tuple[Example, ...]:

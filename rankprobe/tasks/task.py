@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 CLASSIFICATION, REGRESSION, LANGUAGE_MODELLING = "classification", "regression", "language_modelling"
 PROBLEMS = (CLASSIFICATION, REGRESSION, LANGUAGE_MODELLING)
+# What every language-modelling task is scored by.
+LANGUAGE_METRICS = ("perplexity", "token_accuracy")
 
 
 @dataclass(frozen=True)
@@ -84,4 +86,4 @@ def problem_of(labels: Sequence[str], metrics: Sequence[str]) -> str:
     """
     if labels:
         return CLASSIFICATION
-    return LANGUAGE_MODELLING if "perplexity" in metrics else REGRESSION
+    return LANGUAGE_MODELLING if LANGUAGE_METRICS[0] in metrics else REGRESSION

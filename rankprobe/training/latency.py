@@ -22,6 +22,8 @@ from rankprobe.errors import UsageError, must
 CI_METHOD = "order statistics of the rounds, 95 %"
 # Fewer than 6 rounds have no distribution-free 95 % interval of the median: 2 * 0.5**5 > 0.05.
 _LEAST_ROUNDS = 6
+# Calls longer than this are not made only to warm up or to learn how long they are.
+_LONG_S = 1.0
 _COLUMNS = ["variant", "batch", "length", "n", "latency_ms", "ci_low", "ci_high", "ratio", "ratio_ci_low"]
 _COLUMNS += ["ratio_ci_high", "ci_method", "dtype", "device", "threads", "r", "targets"]
 
@@ -45,6 +47,7 @@ def measure_latency(
     r: int | None = None,
     targets: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int, str], None] = lambda rounds, variant: None,
 ) -> pd.DataFrame:
     """Time every variant on every shape, interleaved in random order, and compare it with the base.
 
@@ -66,7 +69,7 @@ def measure_latency(
     aa_width : float
         Width of the A/A ratio's interval that is narrow enough to stop at; without a copy of the base, of the widest.
     warmup : int
-        Untimed calls of each variant, a shape.
+        Untimed calls of each variant, a shape; fewer where they take longer than a second together.
     min_time_s : float
         A timing covers as many calls in a row as the base needs to run this long, so that the clock and the call's own
         overhead are small against it.
@@ -76,6 +79,8 @@ def measure_latency(
         For the columns of these names; ``device`` also says whether to wait for CUDA.
     clock : callable
         Seconds, monotonic.
+    progress : callable
+        Told before each timing the rounds that are done and the variant that is next; never inside a timing.
 
     Returns
     -------
@@ -106,15 +111,16 @@ def measure_latency(
             for batch, length in shapes:
                 inputs = make_inputs(batch, length)
                 started = clock()
-                for call in variants.values():
-                    for _ in range(warmup):
-                        call(inputs)
+                for name, call in variants.items():
+                    progress(0, name)
+                    _warm_up(call, inputs, warmup, clock, wait)
                 repeats = _calls_a_timing(variants[base], inputs, min_time_s, clock, wait)
                 times: dict[str, list[float]] = {name: [] for name in variants}
                 while not _enough(
                     times, base, same_as_base, rounds, max_rounds, aa_width, clock() - started > budget_s
                 ):
                     for name in generator.permutation(list(variants)).tolist():
+                        progress(min(map(len, times.values())), name)
                         times[name].append(_time(variants[name], inputs, repeats, clock, wait))
                 rows += [{"batch": batch, "length": length, **row} for row in _summary(times, base)]
     finally:
@@ -189,9 +195,23 @@ def _time(call: Callable, inputs: dict, repeats: int, clock: Callable[[], float]
     return (clock() - start) / repeats
 
 
+def _warm_up(call: Callable, inputs: dict, times: int, clock: Callable[[], float], wait: Callable[[], None]) -> None:
+    """A few calls, or one where that is long: a call of a minute has warmed up whatever there is."""
+    start = clock()
+    for _ in range(times):
+        call(inputs)
+        wait()
+        if clock() - start > _LONG_S:
+            return
+
+
 def _calls_a_timing(call: Callable, inputs: dict, min_time_s: float, clock: Callable, wait: Callable) -> int:
     # The least of three: a stall here would make timings short for the whole shape.
-    fastest = min(_time(call, inputs, 1, clock, wait) for _ in range(3))
+    fastest = math.inf
+    for _ in range(3):
+        fastest = min(fastest, _time(call, inputs, 1, clock, wait))
+        if fastest > max(_LONG_S, min_time_s):
+            return 1
     return max(1, math.ceil(min_time_s / fastest)) if fastest > 0 else 1
 
 

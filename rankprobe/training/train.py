@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from rankprobe.errors import UsageError, must
-from rankprobe.training.batches import collate, epoch_batches
+from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, REGRESSION
+from rankprobe.training.batches import TARGETS, collate, epoch_batches
+from rankprobe.training.loss import loss_of, pick_problem
 from rankprobe.training.memory import peak_bytes, reset_peak
 from rankprobe.training.precision import autocast
 
@@ -89,6 +91,7 @@ def train(
     weight_decay: float = 0.01,
     clip_norm: float = 1.0,
     dtype: str = "float32",
+    problem: str = CLASSIFICATION,
     regression: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> TrainResult:
@@ -101,7 +104,7 @@ def train(
     rows : sequence of dict
         Encoded examples, from :func:`rankprobe.training.batches.encode`.
     labels : sequence of int or float
-        Classes, or scores in regression (mean squared error).
+        Classes, or scores in regression; not read in language modelling, where rows hold what is to be predicted.
     pad_id : int
     lr : float
         Peak learning rate.
@@ -113,6 +116,10 @@ def train(
         ``clip_norm`` 0 clips nothing.
     dtype : str
         ``"float32"``, or ``"bfloat16"`` for autocast.
+    problem : str
+        A task's; it decides the loss, as :func:`rankprobe.training.loss.loss_of` has it.
+    regression : bool
+        Short for ``problem="regression"``.
     progress : callable, optional
         Called after each step with (steps done, total, loss).
 
@@ -129,8 +136,9 @@ def train(
     optimizer = make_optimizer(model, lr, weight_decay)
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
     lengths = [len(row["input_ids"]) for row in rows]
-    truth = torch.as_tensor(list(labels), dtype=torch.float32 if regression else torch.long)
-    loss_of = _squared_error if regression else nn.functional.cross_entropy
+    problem = pick_problem(problem, regression)
+    batch_loss = loss_of(problem)
+    truth = torch.as_tensor(list(labels), dtype=torch.float32 if problem == REGRESSION else torch.long)
     result = TrainResult()
     torch.manual_seed(seed)
     model.train()
@@ -142,9 +150,10 @@ def train(
             lr_now = lr * lr_factor(step, total, warmup_ratio)
             for group in optimizer.param_groups:
                 group["lr"] = lr_now
+            wanted = batch.pop(TARGETS) if problem == LANGUAGE_MODELLING else truth[index].to(device)
             with autocast(device.type, dtype):
                 out = model(**batch).logits
-            loss = loss_of(out.float(), truth[index].to(device))
+            loss = batch_loss(out, wanted)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(trainable, clip_norm or math.inf, foreach=True)
             # One wait for the device a step: both figures at once.
@@ -162,8 +171,8 @@ def train(
             smoothed = value if math.isnan(smoothed) else smoothed + (value - smoothed) / min(step, _SMOOTHING_STEPS)
             if step == min(_SMOOTHING_STEPS, total):
                 first = smoothed
-            # A constant guess costs ln(classes): below that a small start is not a blow-up.
-            floor = 1.0 if regression else math.log(max(2, out.shape[-1]))
+            # A constant guess costs ln(classes), or ln(vocabulary): below that a small start is not a blow-up.
+            floor = 1.0 if problem == REGRESSION else math.log(max(2, out.shape[-1]))
             if smoothed > _BLOWN_UP * max(first, floor):
                 message = _diverged(
                     "loss", f"stay under {_BLOWN_UP:g} times its start {first:.3g}", f"{smoothed:.3g} at step {step}"
@@ -172,10 +181,6 @@ def train(
             if progress:
                 progress(step, total, smoothed)
     return _finish(result, start, device, None)
-
-
-def _squared_error(out: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    return nn.functional.mse_loss(out[:, 0], truth)
 
 
 def _diverged(what: str, rule: str, got: str) -> str:

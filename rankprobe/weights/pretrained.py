@@ -1,10 +1,10 @@
-"""A pretrained model as a float32 classifier: fresh head from a seed, tokenizer with padding, no foreign code."""
+"""A pretrained model in float32, as a classifier or a language model: what it lacks from a seed, no foreign code."""
 
 from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from rankprobe.weights.source import ModelSource, find_model
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ModelSource", "find_model", "load_classifier", "load_config"]
+__all__ = ["ModelSource", "find_model", "load_causal_lm", "load_classifier", "load_config"]
 
 
 def load_classifier(
@@ -51,7 +51,6 @@ def load_classifier(
         If the architecture has no sequence-classification head, the weights cannot be read or belong to another
         architecture, or the tokenizer is missing or does not fit.
     """
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     if problem not in ("classification", "regression"):
@@ -61,30 +60,36 @@ def load_classifier(
         raise UsageError(must("num_labels", rule, num_labels, "Check the task's label column"))
     with quiet_transformers():
         config, model_class = _classifier_config(source, num_labels, problem)
-        tokenizer = _load_tokenizer(source)
-        # fork_rng without devices: the model is built on the CPU, and asking for CUDA's state would start CUDA.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    source.path,
-                    config=config,
-                    dtype=torch.float32,
-                    attn_implementation="sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager",
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    use_safetensors=weight_files(source.path)[0].suffix == ".safetensors",
-                    weights_only=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                )
-            except _unreadable_errors() as error:
-                got = f"{one_line(error)} in {source.path}"
-                raise UsageError(must("The model's weights", "be readable", got, "Fetch the model again")) from error
-    missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-    _refuse_missing_body(model, missing, source)
-    _settle_padding(model, tokenizer, source)
-    return model.eval(), tokenizer, missing
+        return _load(AutoModelForSequenceClassification, model_class, config, source, seed)
+
+
+def load_causal_lm(source: ModelSource, *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Load a decoder with its language-modelling head, in float32 on the CPU.
+
+    As :func:`load_classifier` in all else.
+
+    Parameters
+    ----------
+    source : ModelSource
+    seed : int
+        Of the parameters that the checkpoint lacks: none but in a decoder that was saved without its output layer, and
+        whose output layer is not its embeddings once more.
+
+    Returns
+    -------
+    model, tokenizer, missing
+        As :func:`load_classifier` gives them.
+
+    Raises
+    ------
+    UsageError
+        If the architecture is no decoder alone, or as for :func:`load_classifier`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        config, model_class = _causal_config(source)
+        return _load(AutoModelForCausalLM, model_class, config, source, seed)
 
 
 def load_config(name_or_path: str) -> PretrainedConfig:
@@ -123,25 +128,73 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _classifier_config(source: ModelSource, num_labels: int, problem: str) -> tuple[PretrainedConfig, type]:
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+def _load(
+    auto_class: type, model_class: type, config: PretrainedConfig, source: ModelSource, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    import torch
 
-    try:
-        config = AutoConfig.from_pretrained(
-            source.path,
-            num_labels=num_labels,
-            problem_type="regression" if problem == "regression" else "single_label_classification",
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-        model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    tokenizer = _load_tokenizer(source)
+    # fork_rng without devices: the model is built on the CPU, and asking for CUDA's state would start CUDA.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model, info = auto_class.from_pretrained(
+                source.path,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager",
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=weight_files(source.path)[0].suffix == ".safetensors",
+                weights_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except _unreadable_errors() as error:
+            got = f"{one_line(error)} in {source.path}"
+            raise UsageError(must("The model's weights", "be readable", got, "Fetch the model again")) from error
+    missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    _refuse_missing_body(model, missing, source)
+    _settle_padding(model, tokenizer, source)
+    return model.eval(), tokenizer, missing
+
+
+def _classifier_config(source: ModelSource, num_labels: int, problem: str) -> tuple[PretrainedConfig, type]:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    kind = "regression" if problem == "regression" else "single_label_classification"
+    config, model_class = _known(
+        source, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, num_labels=num_labels, problem_type=kind
+    )
+    if model_class is None:
         rule = "be one that this transformers has a sequence-classification head for"
         got = f"{source.architecture!r} in {source.path}"
-        raise UsageError(
-            must("The model's architecture", rule, got, "Pass an encoder or decoder such as BERT")
-        ) from error
+        raise UsageError(must("The model's architecture", rule, got, "Pass an encoder or decoder such as BERT"))
     return config, model_class
+
+
+def _causal_config(source: ModelSource) -> tuple[PretrainedConfig, type]:
+    """Of a decoder. For encoders too transformers has a class with this head, and its tokens would see what follows."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    config, model_class = _known(source, MODEL_FOR_CAUSAL_LM_MAPPING)
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if model_class is None or encoder or getattr(config, "is_encoder_decoder", False):
+        rule = "be a decoder, whose tokens see only what was before them, for a language-modelling task"
+        got = f"{source.architecture!r} in {source.path}"
+        raise UsageError(must("The model", rule, got, "Pass a model such as GPT-2 or Llama"))
+    return config, model_class
+
+
+def _known(source: ModelSource, classes: Mapping, **settings: object) -> tuple[PretrainedConfig | None, type | None]:
+    """A model's config and its class among transformers' ``classes``; None for what is not known, or has no class."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True, **settings)
+        return config, classes.get(type(config), None)
+    except (ValueError, KeyError, OSError, TypeError):
+        return None, None
 
 
 def _load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

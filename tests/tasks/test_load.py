@@ -67,6 +67,7 @@ def test_fingerprint_is_of_the_rows_and_their_meaning():
         ({"name": "docmatch-smoke", "eval_size": 10**6}, "--eval-size must be between 1 and the eval rows"),
         ({"name": "docmatch-smoke", "eval_size": 0}, "--eval-size must be between 1 and .* Got 0"),
         ({"name": "docmatch-smoke", "data_dir": "x"}, "--data-dir must be given for a GLUE task only"),
+        ({"name": "docgen", "data_dir": "x"}, "a GLUE task only, or for e2e and smiles. Got the task docgen"),
         ({"name": "files"}, "The task files must come with files"),
         (
             {"name": "sst2", "files": FileSpec("a", "b", "t", "l")},
@@ -84,6 +85,8 @@ def test_names():
     assert TASKS == (
         "docmatch",
         "docmatch-smoke",
+        "docgen",
+        "docgen-smoke",
         "sst2",
         "mrpc",
         "rte",
@@ -92,6 +95,8 @@ def test_names():
         "qqp",
         "mnli",
         "stsb",
+        "e2e",
+        "smiles",
         "files",
     )
 

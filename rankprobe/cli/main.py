@@ -28,6 +28,7 @@ _COMMANDS = {
     "spectrum": ("spectrum", "spectrum"),
     "compare": ("compare", "compare"),
     "extract": ("extract", "extract"),
+    "intrinsic-dim": ("intrinsic_dim", "intrinsic_dim"),
     "latency": ("latency", "latency"),
     "params": ("params", "params"),
     "data": ("data", "data"),
@@ -138,7 +139,7 @@ def main() -> None:
 
     \b
     Examples:
-      rankprobe reproduce-paper --scale smoke     a first look, about a minute
+      rankprobe reproduce-paper --scale smoke     a first look, a few minutes
       rankprobe sweep --r 1,4,16 --seeds 2        which r does docmatch need?
       rankprobe finetune --method lora --r 8      one run
     """

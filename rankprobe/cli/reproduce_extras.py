@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from rankprobe.cli.progress import TerminalObserver
 from rankprobe.cli.work import Extra
 from rankprobe.errors import RankprobeError
+from rankprobe.experiment.intrinsic import IntrinsicSweep, plan_intrinsic, run_intrinsic
+from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
 from rankprobe.experiment.runs import PlannedRun
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.sweep import Place, PlannedStudy
 from rankprobe.paper.reproduce import Needs, Scale
+from rankprobe.paper.table1 import plan_table1
 from rankprobe.report.comparison import MAIN_TARGETS
 from rankprobe.report.subspaces import PAIRS
 
@@ -24,7 +27,27 @@ def extras(scale: Scale, planned: Sequence[PlannedStudy], place: Place, needs: N
         wanted = [plan for plan in plans if needs is None or plan.name in needs.pairs]
         entry = {"pairs": {plan.name: plan.run_id for plan in plans}}
         found.append(Extra(_last_of(planned, plans), entry, lambda *args: _pairs(wanted, *args)))
+    if scale.table1_budget_s:
+        plan = plan_table1(place.runs, budget_s=scale.table1_budget_s, dtype="float32", device=place.device,
+                           threads=place.threads)  # fmt: skip
+        do = needs is None or needs.table1
+        found.append(Extra(1, {"table1": plan.run_id}, lambda *args: _table1(plan, *args) if do else iter(())))
+    if scale.intrinsic:
+        sweep = intrinsic_sweep(scale, place)
+        do = needs is None or needs.intrinsic
+        last = sum(study.runs[0].task.name == planned[0].runs[0].task.name for study in planned)
+        entry = {"intrinsic": [run.run_id for run in sweep.reference.runs]}
+        found.append(Extra(last, entry, lambda *args: _intrinsic(sweep, entry, *args) if do else iter(())))
     return found
+
+
+def intrinsic_sweep(scale: Scale, place: Place) -> IntrinsicSweep:
+    """The sweep of a scale, on its first study's model, task and settings."""
+    wanted = scale.intrinsic
+    return plan_intrinsic(
+        scale.studies[0], place, methods=wanted.methods, d_min=wanted.d_min, d_max=wanted.d_max,
+        points_per_decade=wanted.points_per_decade, tolerance=wanted.tolerance, seeds=wanted.seeds,
+    )  # fmt: skip
 
 
 def pair_plans(planned: Sequence[PlannedStudy], place: Place) -> list[PairPlan]:
@@ -67,6 +90,25 @@ def _pairs(
         except RankprobeError as error:
             observer.say(f"{plan.name}: {error}")
             continue
+        yield
+
+
+def _table1(plan: LatencyPlan, observer: TerminalObserver, stop: Callable[[], bool]) -> Iterator[None]:
+    if not finished(plan.folder) and not stop():
+        observer.begin("Table 1: latency of adapters", 0)
+        execute_latency(plan, observer=observer, stop=stop)
+    yield
+
+
+def _intrinsic(
+    sweep: IntrinsicSweep, entry: dict, observer: TerminalObserver, stop: Callable[[], bool]
+) -> Iterator[None]:
+    """Which d comes next depends on scores: the plan learns of each run as it ends."""
+    for record in run_intrinsic(sweep, observer=observer, stop=stop):
+        metric = record["task"]["metrics"][0]
+        if record["run_id"] not in entry["intrinsic"]:
+            entry["intrinsic"].append(record["run_id"])
+        observer.say(f"{record['run_id']}: {metric} {record['metrics'].get(metric, float('nan')):.4f}")
         yield
 
 

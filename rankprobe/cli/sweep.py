@@ -122,7 +122,7 @@ def sweep(
             )
     else:
         lora = {"alpha": options["alpha"], "dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds}
-        rates = _rates(lrs)
+        rates = rates_of(lrs)
         configurations = [Configuration("full", lr=rates.get("full"), seeds=seeds)] if full else []
         lora["lr"] = rates.get("lora")
         configurations += [Configuration("lora", r=r, targets=t, **lora) for t in targets for r in rs]
@@ -149,7 +149,7 @@ def sweep(
     )
 
 
-def _rates(texts: tuple[str, ...]) -> dict[str, float]:
+def rates_of(texts: tuple[str, ...]) -> dict[str, float]:
     """``--lr`` options as rates by method."""
     from rankprobe.errors import UsageError, must
     from rankprobe.experiment.study import METHODS

@@ -22,7 +22,9 @@ from rankprobe.experiment.sweep import PlannedStudy, run_study
 from rankprobe.paper.parameter_counts import paper_parameter_counts
 from rankprobe.paper.published import published
 from rankprobe.report.findings import Measured
+from rankprobe.report.intrinsic import curve_table, dimensions_table
 from rankprobe.report.report import build_report
+from rankprobe.report.table1 import table_1
 
 
 def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = None) -> None:
@@ -148,6 +150,7 @@ def run_studies(
             for extra in extras:
                 if extra.after == number + 1:
                     for _ in extra.run(observer, stop):
+                        claim_output(out, plan)  # an extra's entry may have grown
                         render(out, plan, runs_folder, figures=False)
         if measure_latency and not stop():
             _latency(latency, observer)
@@ -181,7 +184,15 @@ def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
         return None
     counts = paper_parameter_counts() if counts else pd.DataFrame()
     pairs = {name: runs_folder / run_id for name, run_id in (plan.get("pairs") or {}).items()}
-    return Measured(pairs=read_pairs(pairs), parameter_counts=counts)
+    table1 = read_latency(runs_folder / plan["table1"]) if plan.get("table1") else None
+    subspaces = load_runs(runs_folder / run_id for run_id in plan.get("intrinsic") or [])
+    return Measured(
+        table1=pd.DataFrame() if table1 is None else table_1(table1, published()),
+        pairs=read_pairs(pairs),
+        intrinsic=dimensions_table(subspaces),
+        intrinsic_curve=curve_table(subspaces),
+        parameter_counts=counts,
+    )
 
 
 def paper_lines(scale) -> None:

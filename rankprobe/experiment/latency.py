@@ -1,9 +1,9 @@
-"""Latency of the base, of a fully tuned copy, and of LoRA merged and not: one measurement, stored like a run."""
+"""Latency of the base and of what methods make of it, interleaved: one measurement, stored like a run."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable
@@ -12,18 +12,22 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
 
-from rankprobe.experiment.models import pick_attention, set_threads
-from rankprobe.experiment.parameters import check_length
+from rankprobe.errors import UsageError, must
+from rankprobe.experiment.latency_variants import (
+    Architecture,
+    as_callers,
+    build_models,
+    inputs_of,
+    sizes_of,
+)
+from rankprobe.experiment.models import set_threads
+from rankprobe.experiment.parts import Parts
 from rankprobe.experiment.provenance import device_record, git_state, versions
 from rankprobe.experiment.runs import Observer, Silent
-from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, write_atomic, write_table
-from rankprobe.methods.lora import apply_lora, unload_lora
+from rankprobe.experiment.store import RUN_FILE, finished, lock, write_atomic, write_table
 from rankprobe.training.latency import measure_latency
-from rankprobe.training.precision import autocast
-from rankprobe.weights.architecture import canonical_targets, model_shapes, target_sites
-from rankprobe.weights.pretrained import load_classifier, load_config
+from rankprobe.weights.architecture import canonical_targets
 from rankprobe.weights.source import ModelSource
 
 LATENCY_FILE = "latency.csv"
@@ -33,7 +37,20 @@ _AA_WIDTH = 0.02
 
 @dataclass(frozen=True)
 class LatencySpec:
-    """All that a latency measurement is of; see :func:`rankprobe.training.latency.measure_latency`."""
+    """All that a latency measurement is of; see :func:`rankprobe.training.latency.measure_latency`.
+
+    Attributes
+    ----------
+    r, targets
+        LoRA's.
+    shapes : tuple of (int, int)
+        (batch, length).
+    budget_s : float
+        For all shapes together.
+    dtype, device, threads
+    bottlenecks : tuple of (int, int), or None
+        Of Adapter-L and Adapter-H, for each shape; None where no adapters are timed.
+    """
 
     r: int
     targets: str
@@ -42,6 +59,11 @@ class LatencySpec:
     dtype: str
     device: str
     threads: int
+    bottlenecks: tuple[tuple[int, int], ...] | None = None
+
+    def content(self) -> dict:
+        """The fields as JSON has them. Adapters came later: a measurement without them keeps the id that it had."""
+        return {key: value for key, value in asdict(self).items() if key != "bottlenecks" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -51,13 +73,14 @@ class LatencyPlan:
     Attributes
     ----------
     spec : LatencySpec
-    source : ModelSource
+    source : ModelSource or Architecture
+        A pretrained classifier, or a language model with random weights.
     folder : Path
-        ``runs/latency-<hash>``.
+        ``runs/latency-r<r>-<hash>`` or ``runs/latency-<architecture>-<hash>``.
     """
 
     spec: LatencySpec
-    source: ModelSource
+    source: ModelSource | Architecture
     folder: Path
 
     @property
@@ -67,7 +90,7 @@ class LatencyPlan:
 
 
 def plan_latency(
-    source: ModelSource,
+    source: ModelSource | Architecture,
     runs: Path,
     *,
     r: int,
@@ -77,21 +100,43 @@ def plan_latency(
     dtype: str,
     device: str,
     threads: int,
+    bottlenecks: tuple[tuple[int, int], ...] | None = None,
 ) -> LatencyPlan:
     """Name the measurement's folder; nothing is written.
 
     Parameters
     ----------
+    source : ModelSource or Architecture
     budget_s : float
         Seconds for all shapes together.
+    bottlenecks : tuple of (int, int), optional
+        Of Adapter-L and Adapter-H, for each shape; without them no adapters are timed.
+
+    Raises
+    ------
+    UsageError
+        If there are not as many bottlenecks as shapes.
     """
-    spec = LatencySpec(r, canonical_targets(targets), tuple(map(tuple, shapes)), budget_s, dtype, device, threads)
-    content = {**asdict(spec), "model_sha256": source.sha256, "semantics": 1}
+    shapes = tuple((int(batch), int(length)) for batch, length in shapes)
+    if bottlenecks is not None:
+        bottlenecks = tuple((int(lin), int(houlsby)) for lin, houlsby in bottlenecks)
+        if len(bottlenecks) != len(shapes):
+            got = f"{len(bottlenecks)} for {len(shapes)} shapes"
+            raise UsageError(must("bottlenecks", "be a pair for each shape", got, "Pass as many"))
+    spec = LatencySpec(r, canonical_targets(targets), shapes, budget_s, dtype, device, threads, bottlenecks)
+    content = {**spec.content(), "model_sha256": source.sha256, "semantics": 1}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
-    return LatencyPlan(spec, source, Path(runs) / f"latency-r{r}-{digest}")
+    name = source.name if isinstance(source, Architecture) else f"r{r}"
+    return LatencyPlan(spec, source, Path(runs) / f"latency-{name}-{digest}")
 
 
-def execute_latency(plan: LatencyPlan, *, observer: Observer | None = None, again: bool = False) -> pd.DataFrame:
+def execute_latency(
+    plan: LatencyPlan,
+    *,
+    observer: Observer | None = None,
+    again: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> pd.DataFrame:
     """Measure, or read what was measured.
 
     Parameters
@@ -99,12 +144,21 @@ def execute_latency(plan: LatencyPlan, *, observer: Observer | None = None, agai
     plan : LatencyPlan
     observer : Observer, optional
     again : bool
-        Measure even where a finished measurement is there.
+        Measure anew where a finished measurement is there. One that was interrupted goes on all the same.
+    stop : callable
+        Asked before each shape; once it says yes no other is begun, and the measurement stays unfinished.
 
     Returns
     -------
     DataFrame
-        latency.csv.
+        latency.csv, the columns of :func:`rankprobe.training.latency.measure_latency`; with adapters also ``model``,
+        ``bottleneck``, ``method_params`` (trained besides the head; of the base: by full fine-tuning) and
+        ``device_name``. Shapes are in the plan's order.
+
+    Notes
+    -----
+    Small shapes are measured first, each with an equal share of the budget that is left, and each is kept as soon as
+    it is done.
     """
     observer = observer or Silent()
     if finished(plan.folder) and not again:
@@ -112,91 +166,98 @@ def execute_latency(plan: LatencyPlan, *, observer: Observer | None = None, agai
     spec = plan.spec
     with lock(plan.folder):
         set_threads(spec.threads)
-        start = time.perf_counter()
-        variants = build_variants(plan)
-        tables = []
-        for i, shape in enumerate(spec.shapes):
-            observer.stage("latency", i + 1, len(spec.shapes), f"batch {shape[0]}, length {shape[1]}")
-            tables.append(
-                measure_latency(
-                    variants,
-                    _inputs(plan),
-                    [shape],
-                    budget_s=spec.budget_s / len(spec.shapes),
-                    aa_width=_AA_WIDTH,
-                    dtype=spec.dtype,
-                    device=spec.device,
-                    r=spec.r,
-                    targets=spec.targets,
-                )
+        device = device_record(spec.device, spec.threads)
+        parts = Parts(plan.folder, json.dumps([plan.run_id, device, versions()], sort_keys=True))
+        order = sorted(range(len(spec.shapes)), key=lambda i: (spec.shapes[i][0] * spec.shapes[i][1], i))
+        callers, built_for, build = {}, None, True
+        for place, i in enumerate(order):
+            if str(i) in parts:
+                continue
+            if stop():
+                break
+            shape = spec.shapes[i]
+            what = f"batch {shape[0]}, length {shape[1]}"
+            bottlenecks = spec.bottlenecks[i] if spec.bottlenecks else None
+            if build or bottlenecks != built_for:
+                observer.stage("latency", place, len(order), f"building models for {what}")
+                callers.clear()  # before the next are made: those of GPT-2 medium take 9 GB
+                models = build_models(plan.source, spec, bottlenecks)
+                callers, built_for, build = as_callers(models, plan.source, spec), bottlenecks, False
+                del models
+            start = time.perf_counter()
+
+            def progress(rounds: int, variant: str, place: int = place, what: str = what) -> None:
+                observer.stage("latency", place, len(order), f"{what}, round {rounds + 1}, {variant}")
+
+            table = measure_latency(
+                callers,
+                inputs_of(plan.source, spec),
+                [shape],
+                budget_s=max(0.0, spec.budget_s - _spent(parts)) / (len(order) - place),
+                aa_width=_AA_WIDTH,
+                dtype=spec.dtype,
+                device=spec.device,
+                r=spec.r,
+                targets=spec.targets,
+                progress=progress,
             )
-        table = pd.concat(tables, ignore_index=True)
-        write_table(plan.folder / LATENCY_FILE, table)
-        record = {
-            "schema": 1,
-            "run_id": plan.run_id,
-            "kind": "latency",
-            "status": "ok",
-            "error": None,
-            "spec": asdict(spec),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "git": git_state(),
-            "versions": versions(),
-            "model": {"name": plan.source.name, "sha256": plan.source.sha256, "architecture": plan.source.architecture},
-            "device": device_record(spec.device, spec.threads),
-            "weights_kept": False,
-            "timings": {"total_s": time.perf_counter() - start},
-            "files": files_of(plan.folder),
-        }
-        write_atomic(plan.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
+            if bottlenecks:
+                table = _with_sizes(table, plan, bottlenecks, device["name"])
+            took = time.perf_counter() - start
+            parts[str(i)] = {"took_s": took, "table": table.to_csv(index=False)}
+            if not finished(plan.folder):  # what is measured anew stays whole until all of it is there
+                write_table(plan.folder / LATENCY_FILE, _together(parts, len(order)))
+        table = _together(parts, len(order))
+        if len(parts) == len(order):
+            (plan.folder / RUN_FILE).unlink(missing_ok=True)
+            write_table(plan.folder / LATENCY_FILE, table)
+            _write_record(plan, device, _spent(parts))
+            parts.clear()
     return table
 
 
-def build_variants(plan: LatencyPlan) -> dict[str, Callable[[dict], object]]:
-    """The models to time, as callables.
+def _spent(parts: Parts) -> float:
+    return sum(part["took_s"] for part in parts.values())
 
-    Time does not depend on the weights' values, so none is trained: the fully tuned copy differs from the base by
-    noise, LoRA's factors are random. All have weights of their own, as deployed models would.
-    """
-    base, _, _ = load_classifier(plan.source, 2, seed=0)
-    check_length(max(length for _, length in plan.spec.shapes), base, "a shape's length")
-    pick_attention(base, plan.spec.device)
-    generator = torch.Generator().manual_seed(0)
-    tuned, merged, unmerged = (copy.deepcopy(base) for _ in range(3))
-    for p in tuned.parameters():
-        p.data.add_(torch.randn(p.shape, generator=generator), alpha=1e-3)
-    for model in (merged, unmerged):
-        layers = apply_lora(model, target_sites(model_shapes(model), plan.spec.targets), plan.spec.r, 2.0 * plan.spec.r)
-        for layer in layers.values():
-            for B in layer.B:
-                B.data.normal_(0, 1e-3, generator=generator)
-            if model is merged:
-                layer.merge()
-    unload_lora(merged)
-    models = {
-        "base": base,
-        "base_copy": copy.deepcopy(base),
-        "full": tuned,
-        "lora_merged": merged,
-        "lora_unmerged": unmerged,
+
+def _together(parts: Parts, shapes: int) -> pd.DataFrame:
+    """The shapes measured so far, in the plan's order; empty before the first."""
+    tables = [_read_csv(parts[str(i)]["table"]) for i in range(shapes) if str(i) in parts]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _read_csv(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text))
+
+
+def _with_sizes(table: pd.DataFrame, plan: LatencyPlan, bottlenecks: tuple[int, int], device_name: str) -> pd.DataFrame:
+    sizes = sizes_of(plan.source, plan.spec, bottlenecks)
+    table.insert(0, "model", plan.source.name)
+    table["bottleneck"] = pd.array([sizes[v][0] for v in table["variant"]], dtype="Int64")
+    table["method_params"] = [sizes[v][1] for v in table["variant"]]
+    table["device_name"] = device_name
+    return table
+
+
+def _write_record(plan: LatencyPlan, device: dict, took_s: float) -> None:
+    """run.json, last: with it the measurement is finished."""
+    spec, source = plan.spec, plan.source
+    record = {
+        "schema": 1,
+        "run_id": plan.run_id,
+        "kind": "latency",
+        "status": "ok",
+        "error": None,
+        "spec": spec.content(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git": git_state(),
+        "versions": versions(),
+        "model": {"name": source.name, "sha256": source.sha256, "architecture": source.architecture},
+        "device": device,
+        # "highest" is IEEE float32; a GPU would else multiply float32 as TF32, which the paper's had not.
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "weights_kept": False,
+        "timings": {"total_s": took_s},
+        "files": {LATENCY_FILE: (plan.folder / LATENCY_FILE).stat().st_size},
     }
-    return {name: _caller(model.eval().to(plan.spec.device), plan.spec) for name, model in models.items()}
-
-
-def _caller(model: nn.Module, spec: LatencySpec) -> Callable[[dict], object]:
-    def call(inputs: dict) -> object:
-        with autocast(spec.device, spec.dtype):
-            return model(**inputs)
-
-    return call
-
-
-def _inputs(plan: LatencyPlan) -> Callable[[int, int], dict]:
-    vocabulary = load_config(str(plan.source.path)).vocab_size
-
-    def make(batch: int, length: int) -> dict:
-        generator = torch.Generator().manual_seed(batch * 100_003 + length)
-        ids = torch.randint(min(5, vocabulary - 1), vocabulary, (batch, length), generator=generator)
-        return {"input_ids": ids.to(plan.spec.device), "attention_mask": torch.ones_like(ids).to(plan.spec.device)}
-
-    return make
+    write_atomic(plan.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")

@@ -32,8 +32,8 @@ def _checked(M: Tensor, name: str) -> tuple[Tensor, float]:
     given = M
     # They are NaN or infinite where an entry is: 0.1 ms for 768 x 768, where a count of the bad ones takes 3.7.
     if M.device.type == "cpu":
-        # Through NumPy, on one thread: torch's, woken for a millisecond's work, spin on the cores that SciPy's are about
-        # to need, and a whole decomposition of 768 x 768 on two threads takes 62 ms instead of 35.
+        # Through NumPy, on one thread: torch's, woken for a millisecond's work, spin on the cores that SciPy's need
+        # next, and a whole decomposition of 768 x 768 on two threads takes 62 ms instead of 37.
         array = (M if M.dtype in (torch.float32, torch.float64) else M.double()).numpy()
         low, high = float(array.min()), float(array.max())
         M = torch.from_numpy(array.astype(np.float64, copy=False))

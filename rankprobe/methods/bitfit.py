@@ -24,6 +24,9 @@ def apply_bitfit(model: nn.Module) -> None:
     -----
     The source's definition, "all the bias-terms". A GPT-2 block has 11 d of them, one in each linear output (3 d, d,
     4 d, d) and two norms; with the final norm's that makes 11 L d + d, where Hu et al. (2021) print more for GPT-3.
+
+    Without rotary or relative positions the keys' bias has no effect: it adds the same to a query's score for every
+    token, and the softmax takes that out. It is counted all the same, as in the source.
     """
     prefix = f"{model.base_model_prefix}."
     biases = [p for name, p in model.named_parameters() if name.startswith(prefix) and name.endswith("bias")]

@@ -11,7 +11,7 @@ from rankprobe.methods.blocks import transformer_blocks
 from rankprobe.weights.architecture import model_shapes, weight_sites
 
 PLACEMENTS = ("houlsby", "lin")
-# Houlsby et al. 2019, section 3.6: near-identity initialisation.
+# Houlsby et al. 2019: near-identity initialisation, a normal distribution cut at two standard deviations.
 _SPREAD = 1e-2
 
 
@@ -24,7 +24,8 @@ class Bottleneck(nn.Module):
         Width of h.
     bottleneck : int
     own_norm : bool
-        Whether it has a layer norm of its own in front, as Lin's has; f is then ReLU, else GELU, as in the sources.
+        Whether it has a layer norm of its own in front, as Lin's has; f is then ReLU, else GELU, as in the authors'
+        code (zlinao/VGLM; google-research/adapter-bert, whose GELU is the tanh approximation, where this is exact).
     generator : torch.Generator
         For the first layer; the second is zero at start, so that the adapter is the identity.
     device : torch.device
@@ -76,7 +77,9 @@ def apply_bottleneck(model: nn.Module, bottleneck: int, placement: str, *, seed:
     (houlsby) or the number of blocks (lin); a norm without a bias (Llama) has d instead of 2 d.
 
     Houlsby et al. draw both layers from a normal distribution of standard deviation 1e-2; the second is zero here, so
-    that training starts at the base model exactly.
+    that training starts at the base model exactly. Their adapter comes after the projection's dropout, here it comes
+    before it; the same where that dropout is zero. Their code trains the norm of the embeddings too; here it is those
+    of the blocks, which the count above has.
 
     References
     ----------
@@ -89,16 +92,16 @@ def apply_bottleneck(model: nn.Module, bottleneck: int, placement: str, *, seed:
         raise UsageError(must("bottleneck", "be at least 1", bottleneck, "Pass 16, say"))
     generator, blocks = torch.Generator().manual_seed(seed), transformer_blocks(model)
     if placement == "lin":
+        places = [(path, block, model.config.hidden_size) for path, block in blocks]
+    else:
+        places = _projections(model, [path for path, _ in blocks])
         for _, block in blocks:
-            _attach(block, model.config.hidden_size, bottleneck, True, generator)
-        return
-    for path, module, d in _projections(model, [path for path, _ in blocks]):
-        if any(True for _ in module.children()):
-            raise UsageError(must(path, "be a plain layer", type(module).__name__, "Apply one method at a time"))
-        _attach(module, d, bottleneck, False, generator)
-    for _, block in blocks:
-        for norm in _norms(block):
-            norm.requires_grad_(True)
+            for norm in _norms(block):
+                norm.requires_grad_(True)
+    for path, module, d in places:
+        if hasattr(module, "adapter"):
+            raise UsageError(must(path, "have no adapter yet", "a second one", "Apply one method at a time"))
+        _attach(module, d, bottleneck, placement == "lin", generator)
 
 
 def _attach(module: nn.Module, d: int, bottleneck: int, own_norm: bool, generator: torch.Generator) -> None:

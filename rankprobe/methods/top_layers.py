@@ -23,6 +23,11 @@ def apply_top_layers(model: nn.Module, layers: int) -> None:
     UsageError
         If there are not so many.
 
+    Notes
+    -----
+    A final norm behind the blocks stays frozen: two blocks of GPT-2 medium are 2 (12 d² + 13 d) = 25.19M parameters,
+    as the table prints.
+
     References
     ----------
     Hu et al. (2021), arXiv:2106.09685, Table 3 (FT-Top2, from Li & Liang 2021, arXiv:2101.00190).

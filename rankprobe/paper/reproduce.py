@@ -132,6 +132,7 @@ NEEDS: dict[str, Needs] = {
     r"figure3(-shared-direction)?": Needs((_lora(8), _lora(64)), pairs=("r8-r64",)),
     r"figure4(-seeds-share)?": Needs((_lora(64),), pairs=("r64-seeds",)),
     r"table7(-correlated|-not-emphasised|-amplified|-falls-with-r)?": Needs((_lora(4), _lora(64)), pairs=("r4-r64",)),
+    r"intrinsic-dimension(-did|-said-below-did|-below-lora)?": Needs((_lora(8),), intrinsic=True),
     r"intruders(-lora|-full|-by-r)?": Needs((_FULL, _lora(1), _lora(64)), pairs=("r1-full", "r4-r64")),
 }  # fmt: skip
 _EXAMPLES = (
@@ -148,6 +149,7 @@ _EXAMPLES = (
     "figure4",
     "table7",
     "intruders",
+    "intrinsic-dimension",
 )
 
 

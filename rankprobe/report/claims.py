@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from rankprobe.report.claims_intrinsic import intrinsic
 from rankprobe.report.claims_latency import latency
 from rankprobe.report.claims_methods import one_budget, other_methods, small_r_elsewhere
 from rankprobe.report.claims_rank import energy_over_function, low_energy_rank, low_functional_rank, rank_over_r
@@ -46,6 +47,7 @@ def claims_table(evidence: Evidence) -> pd.DataFrame:
         rank_over_r(evidence),
         energy_over_function(evidence),
         *subspaces(evidence),
+        *intrinsic(evidence),
     ]
     table = pd.DataFrame(rows, columns=CLAIM_COLUMNS)
     if evidence.runs and main_metric(evidence.runs[0]) in LOWER_IS_BETTER:

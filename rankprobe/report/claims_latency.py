@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pandas as pd
 
 from rankprobe.report.stats import Estimate
+from rankprobe.report.table1 import paper_latency
 from rankprobe.report.verdicts import (
     LATENCY_AA_MARGIN,
     LATENCY_MARGIN,
@@ -16,48 +19,61 @@ from rankprobe.report.verdicts import (
     verdict,
 )
 
-_VARIANTS = {"lora_merged": "merged", "lora_unmerged": "unmerged"}
+_NONE_ADDED, _SOME_ADDED = (1 - LATENCY_MARGIN, 1 + LATENCY_MARGIN), (1.0, math.inf)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What is claimed of a variant at every shape; its ids end with the shape."""
+
+    variant: str
+    claim_id: str
+    source: str
+    statement: str
+    region: tuple[float, float]
+
+
+_OF_THE_MODEL = (
+    _Claim("lora_merged", "merged-latency", f"{PAPER}, section 4.1 and Table 1", "Merged LoRA adds no latency",
+           _NONE_ADDED),
+    _Claim("lora_unmerged", "unmerged-latency", "context: LoRA as trained, before merging",
+           "Unmerged LoRA adds latency", _SOME_ADDED),
+)  # fmt: skip
+_OF_TABLE_1 = (
+    _Claim("lora_merged", "table1-merged", f"{PAPER}, Table 1", "Merged LoRA adds no latency to a GPT-2", _NONE_ADDED),
+    _Claim("lora_unmerged", "table1-unmerged", "context: LoRA as trained, before merging",
+           "Unmerged LoRA adds latency to a GPT-2", _SOME_ADDED),
+    _Claim("adapter_l", "table1-adapter-l", f"{PAPER}, Table 1", "Adapter-L adds latency to a GPT-2", _SOME_ADDED),
+    _Claim("adapter_h", "table1-adapter-h", f"{PAPER}, Table 1", "Adapter-H adds latency to a GPT-2", _SOME_ADDED),
+)  # fmt: skip
 
 
 def latency(evidence: Evidence) -> list[dict]:
-    table = evidence.latency
-    shapes = [] if table is None or table.empty else sorted(set(zip(table["batch"], table["length"], strict=True)))
+    """The claims about the comparison's model, and those about Table 1's."""
     rows = []
-    for variant, word in _VARIANTS.items():
-        merged = variant == "lora_merged"
-        statement = "Merged LoRA adds no latency" if merged else "Unmerged LoRA adds latency"
-        source = f"{PAPER}, section 4.1 and Table 1" if merged else "context: LoRA as trained, before merging"
-        region = (1 - LATENCY_MARGIN, 1 + LATENCY_MARGIN) if merged else (1.0, math.inf)
-        for batch, length in shapes:
-            rows.append(
-                _latency_row(
-                    table,
-                    variant,
-                    batch,
-                    length,
-                    region,
-                    source,
-                    f"{statement} (batch {batch}, length {length})",
-                    1.0 if merged else math.nan,
-                )
-            )
-        if not shapes:
-            rows.append(claim_row(f"{word}-latency", source, statement, "ratio", published=1.0 if merged else math.nan))
+    for claim in _OF_THE_MODEL:
+        published = 1.0 if claim.region == _NONE_ADDED else math.nan
+        rows += _at_every_shape(claim, evidence.latency, lambda batch, length, published=published: published)
+    for claim in _OF_TABLE_1:
+
+        def published(batch: int, length: int, variant: str = claim.variant) -> float:
+            return 1 + paper_latency(evidence.published, variant, batch, length)[1] / 100
+
+        rows += _at_every_shape(claim, evidence.table1, published)
     return rows
 
 
-def _latency_row(
-    table: pd.DataFrame,
-    variant: str,
-    batch: int,
-    length: int,
-    region: tuple[float, float],
-    source: str,
-    statement: str,
-    published: float,
-) -> dict:
+def _at_every_shape(claim: _Claim, table: pd.DataFrame | None, published: Callable[[int, int], float]) -> list[dict]:
+    if table is None or table.empty:
+        alone = 1.0 if claim.region == _NONE_ADDED else math.nan
+        return [claim_row(claim.claim_id, claim.source, claim.statement, "ratio", published=alone)]
+    shapes = sorted(set(zip(table["batch"], table["length"], strict=True)))
+    return [_judged(claim, table, batch, length, published(batch, length)) for batch, length in shapes]
+
+
+def _judged(claim: _Claim, table: pd.DataFrame, batch: int, length: int, published: float) -> dict:
     shape = table[(table["batch"] == batch) & (table["length"] == length)]
-    found, same = shape[shape["variant"] == variant], shape[shape["variant"] == "base_copy"]
+    found, same = shape[shape["variant"] == claim.variant], shape[shape["variant"] == "base_copy"]
     measured, note, blind = None, "", True
     if not found.empty:
         one = found.iloc[0]
@@ -71,21 +87,25 @@ def _latency_row(
         note = "no second copy of the base was timed"
     if not same.empty:
         low, high = same.iloc[0]["ratio_ci_low"], same.iloc[0]["ratio_ci_high"]
-        if variant == "lora_merged":
+        if claim.region == _NONE_ADDED:
             # To find no difference, the machine must be able to see one.
             blind = verdict(low, high, (1 - LATENCY_AA_MARGIN, 1 + LATENCY_AA_MARGIN)) != "supported"
         else:
             # A difference larger than any between two copies is seen, however noisy the machine.
             blind = measured is None or (measured.low <= high and low <= measured.high)
         note = f"A/A {low:.3f} to {high:.3f}" + (": this machine cannot tell such differences apart" if blind else "")
+    if measured is not None and "device_name" in shape:
+        # Published is GPT-2 medium on another machine: what was timed here is said beside it.
+        one = found.iloc[0]
+        note = f"{one['model']} with random weights, {one['dtype']} on {one['device_name']}; {note}"
     row = claim_row(
-        f"{_VARIANTS[variant]}-latency-b{batch}-l{length}",
-        source,
-        statement,
+        f"{claim.claim_id}-b{batch}-l{length}",
+        claim.source,
+        f"{claim.statement} (batch {batch}, length {length})",
         "ratio",
         published=published,
         measured=measured,
-        region=region,
+        region=claim.region,
         note=note,
     )
     if blind and row["verdict"] != "not_run":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from rankprobe.report import verdicts as bounds
 from rankprobe.report.answer import answer
 from rankprobe.report.findings import Findings
+from rankprobe.report.intrinsic_cells import dimension_cells
 from rankprobe.report.page_tables import (
     Table,
     bad_runs_cells,
@@ -26,6 +29,7 @@ from rankprobe.report.paper_cells import (
     table_7_cells,
 )
 from rankprobe.report.style import Picture
+from rankprobe.report.table1_cells import table_1_cells
 
 NOT_RUN = "Not run yet."
 
@@ -103,6 +107,11 @@ def _papers_tables(findings: Findings, pictures: dict[str, Picture]) -> list[Sec
             pictures.get("figure4"),
         ),
         "Directions that W0 did not have": (pictures.get("intruders"),),
+        "Latency of adapters (Table 1)": (pictures.get("table1"), table_1_cells(findings)),
+        "Intrinsic dimension": (
+            pictures.get("intrinsic_dimension"),
+            dimension_cells(findings.tables.get("intrinsic_dimension", pd.DataFrame())),
+        ),
         "Parameter counts that the paper prints": (parameter_cells(findings),),
     }
     return [Section(title, found) for title, blocks in parts.items() if (found := [b for b in blocks if b is not None])]

@@ -9,6 +9,7 @@ import pandas as pd
 from rankprobe.report import numbers as say
 from rankprobe.report.comparison import configurations, full_reference
 from rankprobe.report.findings import Findings
+from rankprobe.report.table1 import VARIANT_NAMES
 from rankprobe.report.tables import best_settings
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
@@ -201,17 +202,10 @@ def latency_cells(findings: Findings) -> Table | None:
     latency = findings.tables["latency"]
     if latency.empty:
         return None
-    names = {
-        "base": "base",
-        "base_copy": "second copy of the base (A/A)",
-        "full": "full fine-tuning",
-        "lora_merged": "LoRA, merged",
-        "lora_unmerged": "LoRA, not merged",
-    }
     shapes = list(dict.fromkeys(zip(latency["batch"], latency["length"], strict=True)))
     rows = []
     for variant in dict.fromkeys(latency["variant"]):
-        line = [Cell(names.get(variant, variant))]
+        line = [Cell(VARIANT_NAMES.get(variant, variant))]
         for batch, length in shapes:
             of = latency[(latency["variant"] == variant) & (latency["batch"] == batch) & (latency["length"] == length)]
             line.append(_latency_cell(of.iloc[0]) if len(of) else Cell(say.MISSING))

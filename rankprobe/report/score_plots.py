@@ -1,25 +1,16 @@
-"""Pictures of what comes out: accuracy against r and against trainable parameters, latency."""
+"""Pictures of what comes out: accuracy against r and against trainable parameters."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from rankprobe.report import numbers as say
 from rankprobe.report.findings import Findings
-from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES, WIDTH_IN, Picture, broken_axis, score_ticks
+from rankprobe.report.style import BLACK, BLUE, GREY, SERIES, Picture, broken_axis, score_ticks
 from rankprobe.report.tables import best_settings
-from rankprobe.report.verdicts import LATENCY_MARGIN
-
-_VARIANTS = {
-    "base_copy": ("second copy of the base (A/A)", GREY, "D"),
-    "full": ("full fine-tuning", BLACK, "s"),
-    "lora_merged": ("LoRA, merged", BLUE, "o"),
-    "lora_unmerged": ("LoRA, not merged", ORANGE, "^"),
-}
 
 
 def accuracy_by_r(findings: Findings) -> Picture | None:
@@ -112,54 +103,6 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
         f"{_interval_words(methods)}{_choice_words(findings, methods)}"
     )
     return Picture("accuracy_by_parameters", f"{metric.capitalize()} against trainable parameters", figure, caption)
-
-
-def latency_ratios(findings: Findings) -> Picture | None:
-    """Latency of each variant over the base's, a panel a shape; the grey band is what the machine cannot tell apart."""
-    table = findings.tables["latency"]
-    if table.empty:
-        return None
-    table = table[table["variant"] != "base"]
-    shapes = list(dict.fromkeys(zip(table["batch"], table["length"], strict=True)))
-    variants = [v for v in _VARIANTS if v in set(table["variant"])]
-    figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.4 * len(variants)), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(shapes), sharey=True, sharex=True))
-    for axes, (batch, length) in zip(panels, shapes, strict=True):
-        rows = table[(table["batch"] == batch) & (table["length"] == length)].set_index("variant")
-        if "base_copy" in rows.index:
-            same = rows.loc["base_copy"]
-            axes.axvspan(
-                same["ratio_ci_low"], same["ratio_ci_high"], facecolor="#e4e4e4", edgecolor="#bdbdbd", hatch="///", lw=0
-            )
-        axes.axvline(1, color=BLACK, lw=0.9)
-        for edge in (1 - LATENCY_MARGIN, 1 + LATENCY_MARGIN):
-            axes.axvline(edge, color=GREEN, lw=0.9, ls=(0, (4, 3)))
-        for y, variant in enumerate(variants):
-            if variant in rows.index:
-                row, (_, color, marker) = rows.loc[variant], _VARIANTS[variant]
-                around = [[row["ratio"] - row["ratio_ci_low"]], [row["ratio_ci_high"] - row["ratio"]]]
-                axes.errorbar([row["ratio"]], [y], xerr=around, color=color, marker=marker, ms=4.5, capsize=4, lw=1.2)
-                text = f"{row['ratio']:.3f}"
-                look = {"ha": "center", "fontsize": 8, "bbox": {"facecolor": "white", "lw": 0, "pad": 0.6}}
-                axes.annotate(text, (row["ratio"], y), xytext=(0, 6), textcoords="offset points", **look)
-        axes.set_title(f"batch {batch}, length {length}", fontweight="normal")
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
-    panels[0].set_yticks(range(len(variants)), [_VARIANTS[v][0] for v in variants])
-    panels[0].set_ylim(len(variants) - 0.6, -0.75)
-    panels[0].margins(x=0.12)
-    panels[len(panels) // 2].set_xlabel("latency over the base model's, same round")
-    first = table.iloc[0]
-    rounds = sorted(set(table["n"].astype(int)))
-    n = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
-    lora = table.dropna(subset=["r"])
-    what = f"LoRA r = {int(lora['r'].iloc[0])} on {lora['targets'].iloc[0]}; " if len(lora) else ""
-    caption = (
-        f"Latency ratios: median of {n} interleaved rounds, bars are 95 % intervals ({first['ci_method']}). {what}"
-        f"{first['dtype']}, {first['device']}, {int(first['threads'])} threads. Hatched: the interval between two "
-        f"copies of one model, which this machine cannot tell apart. Dashed: ±{100 * LATENCY_MARGIN:g} %."
-    )
-    return Picture("latency", "Latency", figure, caption)
 
 
 def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:

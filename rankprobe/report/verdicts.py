@@ -28,6 +28,7 @@ SHARED_DIRECTION = 0.5  # φ(1, 1), as the paper's Figure 3 has it
 NOT_EMPHASISED = 0.5  # of W0's size on its own top directions; 0.015 in Table 7
 AMPLIFIED = 2.0  # the factor is 21.5 in Table 7 for r = 4, and 1.9, "amplifies less", for r = 64
 FEW_INTRUDERS = 0.5  # a matrix, of its 10 leading directions: "almost none"
+LOW_DIMENSION_PCT = 1.0  # of the encoder's weights; 0.0008 % for RoBERTa base on MRPC
 RANK_OVER_R = 10.0  # Biderman et al.: full fine-tuning's rank is 10 to 100 times a typical r
 
 CLAIM_COLUMNS = [
@@ -63,7 +64,8 @@ class Evidence:
     pairs : mapping of str to (mapping of str to DataFrame)
         What pairs of runs share, by the pair's name: the tables compare, overlap, amplification and intruders.
     intrinsic : DataFrame
-        Scores in random subspaces: method (did, said), d, seed and score among others; may be empty.
+        d90 by method (did, said) and by what it is a share of (score, gain), as
+        :func:`rankprobe.report.intrinsic.dimensions_table` makes it; may be empty.
     table1 : DataFrame
         Latency of adapters beside LoRA's on the paper's Table 1 shapes; may be empty.
     """

@@ -130,6 +130,45 @@ def test_the_time_budget_ends_a_shape_but_never_before_there_is_an_interval():
     assert 10 <= longer["n"].iloc[0] <= 25
 
 
+def test_a_long_call_is_not_made_only_to_warm_up():
+    """GPT-2 medium at (32, 512) takes a CPU minutes a call: one of each variant warms up, one more of the base is
+    enough to see that a timing needs no more than a call."""
+    machine = Machine({"base": 60.0, "a": 60.0}, stalls=0)
+    table = measure(machine, rounds=6, max_rounds=6, budget_s=1.0)
+    assert machine.calls[:3] == ["base", "a", "base"] and len(machine.calls) == 3 + 6 * 2
+    assert table["n"].tolist() == [6, 6]
+
+
+def test_a_stall_while_the_calls_a_timing_are_counted_does_not_shorten_the_timings():
+    """Of three short calls the least counts; only what is long even beside a stall is taken at its first word."""
+    machine = Machine({"base": 0.01, "a": 0.01}, stalls=0, noise=0)
+    run, count = machine.run, [0]
+
+    def stalled(name, inputs):
+        count[0] += 1
+        run(name, inputs)
+        machine.now += 0.5 * (count[0] == 7)  # the first call after the 6 that warm up
+
+    machine.run = stalled
+    measure(machine, rounds=6, max_rounds=6, min_time_s=0.04, budget_s=1e9)
+    assert (len(machine.calls) - 9) / 12 > 1
+
+
+def test_progress_is_told_between_timings():
+    machine = Machine({"base": 0.05, "a": 0.05}, stalls=0)
+    told = []
+    table = measure(machine, rounds=6, max_rounds=6, budget_s=1e9,
+                    progress=lambda rounds, variant: told.append((rounds, variant, len(machine.calls))))  # fmt: skip
+    assert [(rounds, variant) for rounds, variant, _ in told[:2]] == [(0, "base"), (0, "a")]  # warming up
+    timed = told[2:]
+    assert [rounds for rounds, *_ in timed] == [r for r in range(6) for _ in range(2)]
+    assert all({v for r, v, _ in timed if r == i} == {"base", "a"} for i in range(6))
+    calls = [before for *_, before in timed]
+    # Each was told before the variant it names ran, and nothing else.
+    assert [machine.calls[before] for before in calls] == [variant for _, variant, _ in timed]
+    assert table["n"].tolist() == [6, 6]
+
+
 @pytest.mark.parametrize("n", [5, 6, 8, 9, 30, 31, 101])
 def test_the_interval_of_the_median_is_the_narrowest_that_the_binomial_allows(n):
     values = np.random.default_rng(n).permutation(n) + 1.0

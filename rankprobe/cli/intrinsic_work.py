@@ -1,0 +1,82 @@
+"""From an intrinsic dimension's runs to its folder: tables, picture and page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from rankprobe.cli.show import print_table
+from rankprobe.experiment.intrinsic import IntrinsicSweep
+from rankprobe.experiment.store import load_runs
+from rankprobe.report.html import write_report
+from rankprobe.report.intrinsic import beside_table, curve_table, dimensions_table, write_tables
+from rankprobe.report.intrinsic_cells import beside_cells, dimension_cells
+from rankprobe.report.intrinsic_plots import intrinsic_curve
+from rankprobe.report.numbers import count
+from rankprobe.report.page import Page, Section
+from rankprobe.report.style import save_picture, style
+
+
+def render_intrinsic(
+    out: Path, sweep: IntrinsicSweep, records: list[dict], *, figures: bool = True, command: str = ""
+) -> pd.DataFrame:
+    """Write the tables (with figures, the picture and pages too) of what is finished; the table of dimensions."""
+    store = sweep.place.runs
+    runs = load_runs(store / record["run_id"] for record in records)
+    # LoRA's runs on the very same rows, if the store has any, are what d90 is set beside.
+    others = _of_the_same(store, runs)
+    dimensions = dimensions_table(runs, sweep.share)
+    tables = {"intrinsic_curve": curve_table(runs), "intrinsic_dimension": dimensions,
+              "comparison": beside_table(dimensions, [*runs, *others])}  # fmt: skip
+    write_tables(out, tables)
+    if figures and len(dimensions):
+        with style():
+            picture = intrinsic_curve(tables["intrinsic_curve"], dimensions)
+        save_picture(picture, out / "figures")
+        first = runs[0]
+        blocks = [picture, dimension_cells(dimensions), beside_cells(tables["comparison"])]
+        sections = [Section("How small a subspace is enough", [b for b in blocks if b is not None]),
+                    Section("How this was made", [f"Command: {command}"])]  # fmt: skip
+        title = f"Intrinsic dimension of {first['task']['name']} for {first['model']['name']}"
+        subtitle = f"{len(runs)} finished runs, {first['task']['n_train']:,} training rows"
+        write_report(out, Page(title, subtitle, answer(dimensions), sections))
+    return dimensions
+
+
+def answer(dimensions: pd.DataFrame) -> list[str]:
+    """A sentence a method, with its interval."""
+    sentences = []
+    for _, row in dimensions[dimensions["of"] == "score"].iterrows():
+        name, share = row["method"].upper(), f"{100 * row['share']:g} % of full fine-tuning's score"
+        if row["d"] == float("inf"):
+            sentences.append(f"{name} does not reach {share} at any d up to {count(row['d_below'])}.")
+        else:
+            sentences.append(
+                f"{name} reaches {share} from d = {count(row['d'])} [{count(row['ci_low'])}, {count(row['ci_high'])}] "
+                f"on, {row['d_pct']:.2g} % of {count(row['D'])} weights."
+            )
+    return sentences
+
+
+def show_dimensions(dimensions: pd.DataFrame) -> None:
+    """Print the table of dimensions."""
+    shown = dimensions.drop(columns=["ci_method", "D"]).rename(columns=lambda c: c.replace("_", " "))
+    print_table(shown, title="Smallest d for a share of full fine-tuning's score, or of its gain over the head")
+
+
+def _of_the_same(store: Path, runs: list[dict]) -> list[dict]:
+    """Finished LoRA runs in a store on the model, rows and settings of some runs."""
+    if not runs:
+        return []
+    first = runs[0]
+    found = load_runs(sorted(store.glob("lora-*")))
+    same = ("model", "task")
+    return [
+        run for run in found
+        if run["status"] == "ok" and run["kind"] == "train"
+        and all(run[key].get("sha256") == first[key].get("sha256") for key in same)
+        and run["task"]["eval_sha256"] == first["task"]["eval_sha256"]
+        and all(run["spec"].get(key) == first["spec"].get(key) for key in ("dtype", "epochs", "max_length", "split",
+                                                                           "device", "threads", "batch_size"))
+    ]  # fmt: skip

@@ -1,0 +1,49 @@
+"""``rankprobe intrinsic-dim`` on a tiny model: the grid, the tables, going on, and what is refused."""
+
+import pandas as pd
+import pytest
+
+from tests.cli.lab import COMPUTE, FILES, SMALL, rankprobe, refused
+
+COMMAND = ("intrinsic-dim", "--model", "base", *FILES, *COMPUTE, *SMALL, "--lr", "full=1e-3", "--lr", "head=1e-2",
+           "--lr", "did=3e-2", "--lr", "said=3e-2", "--d-min", "10", "--d-max", "100", "--points-per-decade", "1",
+           "--tolerance", "100", "--out", "out")  # fmt: skip
+
+
+def test_tables_page_and_going_on(bench):
+    result = rankprobe(*COMMAND)
+    assert result.exit_code == 0, result.output
+    curve = pd.read_csv("out/intrinsic_curve.csv")
+    assert set(curve["method"]) == {"did", "said"} and set(curve["d"]) <= {10, 100}
+    assert (curve.groupby(["method", "d"])["seed"].nunique() == 2).all()
+    table = pd.read_csv("out/intrinsic_dimension.csv")
+    assert table.groupby("method")["of"].apply(set).tolist() == [{"score", "gain"}] * 2
+    assert (table["ci_low"] <= table["d"]).all() and (table["d"] <= table["ci_high"]).all()
+    beside = pd.read_csv("out/comparison.csv")
+    assert any("energy_rank_90" in text for text in beside["measure"])
+    page = (bench / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Intrinsic dimension of files" in page
+    folders = sorted(path.name for path in bench.glob("runs/*"))
+    again = rankprobe(*COMMAND)
+    assert again.exit_code == 0 and sorted(path.name for path in bench.glob("runs/*")) == folders
+    assert not list(bench.glob("runs/did*/model")), "a subspace's weights are dropped"
+    dry = rankprobe(*COMMAND, "--dry-run")
+    assert f"{len(folders)} runs are done" in dry.output
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--d-max", "999999999"), "d must be .* Got 999999999"),
+        (("--d-min", "3", "--method", "said"), "d must be above the number of layers, 3.* Got 3"),
+        (("--d-min", "200"), "d_min and d_max must be at least 1 and in order. Got 200 and 100"),
+        (("--seeds", "1"), "seeds must be at least 2. Got 1"),
+        (("--method", "dod"), "method must be did or said. Got dod"),
+        (("--tolerance", "1"), "tolerance must be a factor above 1"),
+        (("--share", "1.5"), "share must be above 0 and at most 1"),
+        (("--points-per-decade", "0"), "points_per_decade must be at least 1"),
+    ],
+)
+def test_bad_input(bench, options, message):
+    refused(rankprobe(*COMMAND, *options), 2, message)
+    assert not (bench / "out").exists() and not list(bench.glob("runs/*"))

@@ -28,8 +28,11 @@ def extras(scale: Scale, planned: Sequence[PlannedStudy], place: Place, needs: N
         entry = {"pairs": {plan.name: plan.run_id for plan in plans}}
         found.append(Extra(_last_of(planned, plans), entry, lambda *args: _pairs(wanted, *args)))
     if scale.table1_budget_s:
-        plan = plan_table1(place.runs, budget_s=scale.table1_budget_s, dtype="float32", device=place.device,
-                           threads=place.threads)  # fmt: skip
+        # float32, as the paper's GPU computed in.
+        plan = plan_table1(
+            place.runs, budget_s=scale.table1_budget_s, dtype="float32", device=place.device, threads=place.threads,
+            shrink=scale.table1_shrink, shapes=scale.table1_shapes,
+        )  # fmt: skip
         do = needs is None or needs.table1
         found.append(Extra(1, {"table1": plan.run_id}, lambda *args: _table1(plan, *args) if do else iter(())))
     if scale.intrinsic:

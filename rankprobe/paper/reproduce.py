@@ -47,6 +47,8 @@ class Scale:
         For all shapes together.
     table1_budget_s : float
         For the adapters' latency at the shapes of the paper's Table 1; 0 leaves it out.
+    table1_shrink, table1_shapes : int, tuple of (int, int), or None
+        Of a smaller model and fewer shapes, see :func:`rankprobe.paper.table1.plan_table1`.
     pairs : bool
         Whether Table 7, Figures 3 and 4 and intruder dimensions are measured.
     intrinsic : Intrinsic or None
@@ -58,6 +60,8 @@ class Scale:
     latency_r: int
     latency_budget_s: float
     table1_budget_s: float = 0.0
+    table1_shrink: int | None = None
+    table1_shapes: tuple[tuple[int, int], ...] | None = None
     pairs: bool = False
     intrinsic: Intrinsic | None = None
 
@@ -166,7 +170,7 @@ def load_scale(name: str, *, seed: int = 0) -> Scale:
     where = f"rankprobe/paper/{name}.toml"
     table = tomllib.loads((resources.files("rankprobe.paper") / f"{name}.toml").read_text(encoding="utf-8"))
     studies = tuple(study_from({**study, "seed": seed}, where) for study in table["studies"])
-    latency, intrinsic = table["latency"], table.get("intrinsic")
+    latency, intrinsic, table1 = table["latency"], table.get("intrinsic"), table.get("table1", {})
     if intrinsic:
         intrinsic = Intrinsic(**{**intrinsic, "methods": tuple(intrinsic["methods"])})
     return Scale(
@@ -175,7 +179,9 @@ def load_scale(name: str, *, seed: int = 0) -> Scale:
         tuple((b, n) for b, n in latency["shapes"]),
         latency["r"],
         float(latency["budget_s"]),
-        float(table.get("table1", {}).get("budget_s", 0.0)),
+        float(table1.get("budget_s", 0.0)),
+        table1.get("shrink"),
+        tuple((b, n) for b, n in table1["shapes"]) if "shapes" in table1 else None,
         bool(table.get("pairs", False)),
         intrinsic,
     )

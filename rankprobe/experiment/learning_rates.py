@@ -12,6 +12,8 @@ from rankprobe.errors import UsageError, must
 TUNED_ON = ("all-MiniLM-L6-v2", "docmatch")
 # LoRA's rates without targets of their own in the table are those of these.
 _TARGETS = "q,v"
+# A step of Adam moves the weights by lr √d in a random subspace (E[PᵀP] = I): as far at every d with lr ~ 1 / √d.
+_BY_ROOT = ("did", "said")
 
 
 @cache
@@ -21,6 +23,8 @@ def _table() -> dict:
 
 def default_lr(method: str, size: int | None = None, targets: str | None = None) -> float:
     """The tuned peak learning rate of a method; of the tuned size that is nearest in log2.
+
+    In random subspaces it is scaled by the root of the tuned d over d, which was not tuned.
 
     Parameters
     ----------
@@ -45,4 +49,5 @@ def default_lr(method: str, size: int | None = None, targets: str | None = None)
     if not isinstance(found, dict):
         return float(found)
     rates = {int(k): float(v) for k, v in found.items()}
-    return rates[min(rates, key=lambda k: (abs(math.log2(k) - math.log2(size)), k))]
+    nearest = min(rates, key=lambda k: (abs(math.log2(k) - math.log2(size)), k))
+    return rates[nearest] * (math.sqrt(nearest / size) if method in _BY_ROOT else 1.0)

@@ -44,7 +44,7 @@ def data(task: str, out: Path | None, **options) -> None:
         return
     from rankprobe.tasks.export import write_tsv
 
-    written = write_tsv(out, splits.rows, splits.labels)
+    written = write_tsv(out, splits.rows, None if splits.problem == "language_modelling" else splits.labels)
     text_b = " --text-b text_b" if splits.rows["train"][0].text_b is not None else ""
     click.echo("\nWritten: " + ", ".join(str(path) for path in written))
     if splits.problem == "language_modelling":

@@ -68,7 +68,7 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     else:
         lora = {}
     if truncate and method not in ("full", "lora"):
-        rule = "be of full fine-tuning or LoRA"
+        rule = "be of a method that changes matrices of the model, full or lora"
         raise UsageError(must("--truncate", rule, f"--method {method}", "Leave it out"))
     configuration = Configuration(method, lr=lr, **lora, **{name: options[name] for name in SIZES})
     name = method if method == "full" else f"lora-r{configuration.r}"

@@ -23,6 +23,8 @@ from rankprobe.cli import options as o
 @click.option("--seeds", type=int, default=2, show_default=True, help="Of every d, at least 2.")
 @click.option("--lr", "lrs", multiple=True, metavar="METHOD=RATE", help="did=3e-2, say.  [default: tuned on docmatch]")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="[default: results/intrinsic-dim-TASK]")
+@click.option("--functional-rank/--no-functional-rank", default=True, show_default=True,
+              help="Measure that of full fine-tuning's dW too, at the end.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the grid and what is done already, and stop.")
 @o.model_option
 @o.task_options
@@ -32,7 +34,7 @@ from rankprobe.cli import options as o
 @o.runs_option
 def intrinsic_dim(
     methods: str, d_min: int, d_max: int, points_per_decade: int, tolerance: float, share: float, seeds: int,
-    lrs: tuple[str, ...], out: Path | None, dry_run: bool, **options,
+    lrs: tuple[str, ...], out: Path | None, functional_rank: bool, dry_run: bool, **options,
 ) -> None:  # fmt: skip
     """Find the intrinsic dimension of a task: d90 by DID and SAID.
 
@@ -41,9 +43,11 @@ def intrinsic_dim(
     parameters and the rank of full fine-tuning's dW. Tables are renewed after every run; finished runs are not redone.
     """
     from rankprobe.cli.command import command_line
-    from rankprobe.cli.intrinsic_work import render_intrinsic, show_dimensions
+    from rankprobe.cli.intrinsic_work import render_intrinsic, say_record, show_dimensions
     from rankprobe.cli.progress import TerminalObserver, reading
+    from rankprobe.cli.show import problem
     from rankprobe.cli.sweep import rates_of
+    from rankprobe.errors import WorkError
     from rankprobe.experiment.intrinsic import finished_intrinsic, plan_intrinsic, run_intrinsic
     from rankprobe.experiment.output import claim_output
     from rankprobe.experiment.study import Configuration, Study
@@ -66,18 +70,23 @@ def intrinsic_dim(
     out = out or Path("results") / study.name
     plan = {"name": f"intrinsic-dim {settings['task']}", "command": command_line(), "inputs": study.name}
     claim_output(out, plan)
-    if sweep.reference.untuned:
-        click.echo(f"rankprobe: warning: {sweep.reference.untuned}.", err=True)
-    most = len(sweep.ds) * len(sweep.methods) * seeds
-    observer = TerminalObserver(sweep.reference.steps_left + most * sweep.reference.runs[0].steps)
-    records = []
+    if sweep.untuned:
+        click.echo(f"rankprobe: warning: {sweep.untuned}.", err=True)
+    observer = TerminalObserver(sweep.steps_left)
+    records, bad = {}, {}
     with observer.live():
-        for record in run_intrinsic(sweep, observer=observer):
-            records.append(record)
-            metric = record["task"]["metrics"][0]
-            observer.say(f"{record['run_id']}: {metric} {record['metrics'].get(metric, float('nan')):.4f}")
-            render_intrinsic(out, sweep, records, figures=False)
+        for record in run_intrinsic(sweep, functional_rank=functional_rank, observer=observer):
+            say_record(observer, record, again=record["run_id"] in records)
+            records[record["run_id"]] = record
+            if record["status"] != "ok":
+                bad[record["run_id"]] = record
+            render_intrinsic(out, sweep, list(records), figures=False)
         observer.begin("tables, picture and page", 0)
-        dimensions = render_intrinsic(out, sweep, records, command=plan["command"])
-    show_dimensions(dimensions)
-    click.echo(f"{out / 'report.html'}")
+        dimensions = render_intrinsic(out, sweep, list(records), command=plan["command"])
+    if len(dimensions):
+        show_dimensions(dimensions)
+        click.echo(f"{out / 'report.html'}")
+    if bad:
+        first = next(iter(bad.values()))
+        why = problem(first, options["runs"] / first["run_id"])
+        raise WorkError(f"{len(bad)} of {len(records)} runs diverged or failed. {why}")

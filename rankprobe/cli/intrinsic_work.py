@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
 
+from rankprobe.cli.progress import TerminalObserver
 from rankprobe.cli.show import print_table
 from rankprobe.experiment.intrinsic import IntrinsicSweep
 from rankprobe.experiment.store import load_runs
@@ -19,11 +21,11 @@ from rankprobe.report.style import save_picture, style
 
 
 def render_intrinsic(
-    out: Path, sweep: IntrinsicSweep, records: list[dict], *, figures: bool = True, command: str = ""
+    out: Path, sweep: IntrinsicSweep, run_ids: list[str], *, figures: bool = True, command: str = ""
 ) -> pd.DataFrame:
     """Write the tables (with figures, the picture and pages too) of what is finished; the table of dimensions."""
     store = sweep.place.runs
-    runs = load_runs(store / record["run_id"] for record in records)
+    runs = load_runs(store / run_id for run_id in run_ids)
     # LoRA's runs on the very same rows, if the store has any, are what d90 is set beside.
     others = _of_the_same(store, runs)
     dimensions = dimensions_table(runs, sweep.share)
@@ -45,23 +47,41 @@ def render_intrinsic(
 
 
 def answer(dimensions: pd.DataFrame) -> list[str]:
-    """A sentence a method, with its interval."""
+    """A sentence a method and share, with its interval."""
     sentences = []
-    for _, row in dimensions[dimensions["of"] == "score"].iterrows():
-        name, share = row["method"].upper(), f"{100 * row['share']:g} % of full fine-tuning's score"
-        if row["d"] == float("inf"):
-            sentences.append(f"{name} does not reach {share} at any d up to {count(row['d_below'])}.")
+    for _, row in dimensions.iterrows():
+        of = "full fine-tuning's score" if row["of"] == "score" else "what full fine-tuning gains over the head"
+        name, share = row["method"].upper(), f"{100 * row['share']:g} % of {of}"
+        if math.isnan(row["d"]):
+            sentences.append(f"No d of {name} can be given for {share}: {row['reason']}.")
+        elif math.isinf(row["d"]):
+            above = f" (95 % interval from {count(row['ci_low'])} on)" if row["ci_low"] < row["d_below"] else ""
+            sentences.append(f"{name} reaches {share} at no d measured, up to {count(row['d_below'])}{above}.")
         else:
+            why = f"; {row['reason']}" if row["reason"] else ""
             sentences.append(
                 f"{name} reaches {share} from d = {count(row['d'])} [{count(row['ci_low'])}, {count(row['ci_high'])}] "
-                f"on, {row['d_pct']:.2g} % of {count(row['D'])} weights."
+                f"on, {row['d_pct']:.2g} % of {count(row['D'])} weights{why}."
             )
     return sentences
 
 
+def say_record(observer: TerminalObserver, record: dict, *, again: bool) -> None:
+    """A line about a run that ended; it comes a second time when its functional rank is there."""
+    metric = record["task"]["metrics"][0]
+    if again:
+        line = "functional rank measured"
+    elif record["status"] == "ok":
+        line = f"{metric} {record['metrics'][metric]:.4f}, {record['timings']['train_time_s']:.0f} s of training"
+    else:
+        line = f"{record['status']}: {record['error']}"
+    observer.say(f"{record['run_id']}: {line}")
+
+
 def show_dimensions(dimensions: pd.DataFrame) -> None:
     """Print the table of dimensions."""
-    shown = dimensions.drop(columns=["ci_method", "D"]).rename(columns=lambda c: c.replace("_", " "))
+    left_out = ["ci_method", "D", "n_eval", "over_did", "over_did_ci_low", "over_did_ci_high"]
+    shown = dimensions.drop(columns=left_out).rename(columns=lambda c: c.replace("_", " "))
     print_table(shown, title="Smallest d for a share of full fine-tuning's score, or of its gain over the head")
 
 

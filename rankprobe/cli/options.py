@@ -84,7 +84,7 @@ source_options = apply(
         "--data-dir",
         type=click.Path(path_type=Path),
         default=None,
-        help="Folder with GLUE's files; without it they come from the hub.",
+        help="Folder with GLUE's or E2E's files, or the file of SMILES; without it GLUE comes from the hub.",
     ),
     click.option(
         "--train",
@@ -109,7 +109,8 @@ task_options = apply(
         "--task",
         default="docmatch",
         show_default=True,
-        help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files.",
+        help="docmatch, docmatch-smoke, sst2, mrpc, rte, cola, qnli, qqp, mnli, stsb, or files; language modelling: "
+        "docgen, docgen-smoke, e2e, smiles.",
     ),
     source_options,
     click.option("--train-size", type=click.IntRange(min=1), default=None, help="Training rows.  [default: all]"),

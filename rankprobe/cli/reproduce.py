@@ -81,12 +81,14 @@ def reproduce_paper(
         dtype=place.dtype,
         device=place.device,
         threads=place.threads,
+        bottlenecks=chosen.latency_bottlenecks and (chosen.latency_bottlenecks,) * len(chosen.shapes),
     )
     todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything
     if needs:
         check_trained(only, needs, everything, scale)
+    beside = extras(chosen, everything, place, needs) if scale != "paper" else []
     if dry_run:
-        plan_lines(todo, latency if needs is None or needs.latency else None)
+        plan_lines(todo, latency if needs is None or needs.latency else None, beside)
         return
     model, task = everything[0].runs[0].source.name, everything[0].runs[0].task.name
     whole = scale != "paper"
@@ -99,7 +101,7 @@ def reproduce_paper(
         latency=latency,
         measure_latency=needs is None or needs.latency,
         everything=everything,
-        extras=extras(chosen, everything, place, needs) if whole else (),
+        extras=beside,
         main=everything[0].runs[0].run_id if whole else None,
         hours=hours,
     )

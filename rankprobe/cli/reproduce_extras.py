@@ -26,22 +26,34 @@ def extras(scale: Scale, planned: Sequence[PlannedStudy], place: Place, needs: N
         plans = pair_plans(planned, place)
         wanted = [plan for plan in plans if needs is None or plan.name in needs.pairs]
         entry = {"pairs": {plan.name: plan.run_id for plan in plans}}
-        found.append(Extra(_last_of(planned, plans), entry, lambda *args: _pairs(wanted, *args)))
+        lines = tuple(f"what {plan.x.run_id} and {plan.y.run_id} share ({plan.name})" for plan in wanted)
+        found.append(Extra(_last_of(planned, plans), entry, lambda *args: _pairs(wanted, *args), lines))
     if scale.table1_budget_s:
         # float32, as the paper's GPU computed in.
         plan = plan_table1(
             place.runs, budget_s=scale.table1_budget_s, dtype="float32", device=place.device, threads=place.threads,
             shrink=scale.table1_shrink, shapes=scale.table1_shapes,
         )  # fmt: skip
-        do = needs is None or needs.table1
-        found.append(Extra(1, {"table1": plan.run_id}, lambda *args: _table1(plan, *args) if do else iter(())))
+        if needs is None or needs.table1:
+            line = f"Table 1: latency of {plan.source.name} at {', '.join(map(str, plan.spec.shapes))}"
+            found.append(Extra(1, {"table1": plan.run_id}, lambda *args: _table1(plan, *args), (line,)))
+        else:
+            found.append(Extra(1, {"table1": plan.run_id}, _nothing))
     if scale.intrinsic:
         sweep = intrinsic_sweep(scale, place)
-        do = needs is None or needs.intrinsic
         last = sum(study.runs[0].task.name == planned[0].runs[0].task.name for study in planned)
         entry = {"intrinsic": [run.run_id for run in sweep.reference.runs]}
-        found.append(Extra(last, entry, lambda *args: _intrinsic(sweep, entry, *args) if do else iter(())))
+        if needs is None or needs.intrinsic:
+            methods, ds = ", ".join(sweep.methods), ", ".join(map(str, sweep.ds))
+            line = f"intrinsic dimension: {methods} at d = {ds}, then bisected"
+            found.append(Extra(last, entry, lambda *args: _intrinsic(sweep, entry, *args), (line,)))
+        else:
+            found.append(Extra(last, entry, _nothing))
     return found
+
+
+def _nothing(observer: TerminalObserver, stop: Callable[[], bool]) -> Iterator[None]:
+    return iter(())
 
 
 def intrinsic_sweep(scale: Scale, place: Place) -> IntrinsicSweep:

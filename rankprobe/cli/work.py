@@ -27,7 +27,9 @@ from rankprobe.report.report import build_report
 from rankprobe.report.table1 import table_1
 
 
-def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = None) -> None:
+def plan_lines(
+    studies: Sequence[PlannedStudy], latency: LatencyPlan | None = None, extras: Sequence[Extra] = ()
+) -> None:
     """Print what would be done."""
     from rankprobe.experiment.parameters import parameter_counts
 
@@ -56,6 +58,8 @@ def plan_lines(studies: Sequence[PlannedStudy], latency: LatencyPlan | None = No
             click.echo(f"functional rank of {run.run_id}")
     if latency is not None:
         click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
+    for line in (line for extra in extras for line in extra.lines):
+        click.echo(line)
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,14 @@ class Extra:
         What the plan has of it, so that a report can be made again: ``{"pairs": {"r8-r64": run_id}}``.
     run : callable
         ``run(observer, stop)``; yields when tables are worth renewing.
+    lines : tuple of str
+        What a dry run says of it; none where there is nothing to do now.
     """
 
     after: int
     entry: dict
     run: Callable[[TerminalObserver, Callable[[], bool]], Iterator[None]]
+    lines: tuple[str, ...] = ()
 
 
 def run_studies(

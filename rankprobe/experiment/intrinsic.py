@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rankprobe.analysis.crossing import bracket
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
+from rankprobe.experiment.truncation import measure_truncation, truncation_done
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 from rankprobe.tasks.sources import Progress
 
 METHODS = ("did", "said")
-# The grid ends when so many ds in a row have reached the threshold: what lies above is known to.
+# The grid ends when so many ds in a row have reached every threshold: what lies above is known to.
 _ENOUGH = 2
 
 
@@ -36,9 +38,10 @@ class IntrinsicSweep:
     tolerance : float
         The bracket around the threshold is bisected until its ends differ by no more than this factor.
     share : float
-        Of full fine-tuning's score.
+        Of full fine-tuning's score, and of its gain over the head.
     lrs : dict of str to float
         By method; the tuned ones where there is none.
+    place : Place
     """
 
     reference: PlannedStudy
@@ -50,9 +53,17 @@ class IntrinsicSweep:
     place: Place
 
     @property
-    def seeds(self) -> list[int]:
-        """Of every d."""
-        return list(dict.fromkeys(run.spec.seed for run in self.reference.runs))
+    def steps_left(self) -> int:
+        """Optimiser steps of the reference and of the grid that are not finished; the grid may end early."""
+        grid = (run for method in self.methods for d in self.ds for run in self.runs(method, d))
+        return self.reference.steps_left + sum(run.steps for run in grid if not finished(run.folder))
+
+    @property
+    def untuned(self) -> str:
+        """As :attr:`rankprobe.experiment.sweep.PlannedStudy.untuned`, of the subspaces' rates too."""
+        study = self.reference.study
+        subspaces = (Configuration(method, d=self.ds[0], lr=self.lrs.get(method)) for method in self.methods)
+        return replace(self.reference, study=replace(study, configurations=(*study.configurations, *subspaces))).untuned
 
     def runs(self, method: str, d: int) -> list[PlannedRun]:
         """The runs at one d, a seed each."""
@@ -97,13 +108,16 @@ def plan_intrinsic(
     lrs = lrs or {}
     if unknown := [m for m in methods if m not in METHODS]:
         raise UsageError(must("method", f"be {' or '.join(METHODS)}", unknown[0], "Pass --method did,said"))
+    if not methods:
+        raise UsageError(must("method", f"be {' or '.join(METHODS)}", "none", "Pass --method did,said"))
     if not 1 <= d_min <= d_max:
-        raise UsageError(must("d_min and d_max", "be at least 1 and in order", f"{d_min} and {d_max}", "Swap them"))
+        next_step = "Swap them" if d_max >= 1 and d_min > d_max else "Pass 100 and 100000, say"
+        raise UsageError(must("d_min and d_max", "be at least 1 and in order", f"{d_min} and {d_max}", next_step))
     if seeds < 2:
         raise UsageError(must("seeds", "be at least 2", seeds, "One seed's luck moves d by a factor"))
     if points_per_decade < 1:
         raise UsageError(must("points_per_decade", "be at least 1", points_per_decade, "Pass 3, say"))
-    if not tolerance > 1:
+    if not 1 < tolerance < math.inf:
         raise UsageError(must("tolerance", "be a factor above 1", tolerance, "Pass 1.25, say"))
     if not 0 < share <= 1:
         raise UsageError(must("share", "be above 0 and at most 1", share, "Pass 0.9, as the source does"))
@@ -136,84 +150,131 @@ def log_grid(d_min: int, d_max: int, points_per_decade: int) -> tuple[int, ...]:
 def walk(sweep: IntrinsicSweep, do: Callable[[PlannedRun], dict | None]) -> Iterator[dict]:
     """Every run of the sweep in its order, as far as ``do`` goes: it trains a run, or looks up what is finished.
 
-    Which d comes next depends on scores alone, so that a sweep taken up again walks the same way.
+    First full fine-tuning and the head; then by method the grid from below, and bisection around the share of the
+    score; at last bisection around the share of the gain. Which d comes next depends on scores alone, so that a sweep
+    taken up again walks the same way. A run that diverged says nothing of its d: the other seeds count.
 
     Parameters
     ----------
     sweep : IntrinsicSweep
     do : callable
-        A run's record, or None where it is not to be had: the walk of that method ends there.
+        A run's record, or None where it is not to be had: the walk ends there.
 
     Yields
     ------
     dict
         Records.
     """
-    full = []
+    reference: dict[str, list[float]] = {"full": [], "head": []}
     for run in sweep.reference.runs:
         record = do(run)
         if record is None:
             return
         yield record
-        if run.spec.method == "full" and record["status"] == "ok":
-            full.append(_score(record))
-    if not full:
+        if record["status"] == "ok":
+            reference[run.spec.method].append(_score(record))
+    if not reference["full"]:
         return
-    threshold = sweep.share * float(np.mean(full))
-    for method in sweep.methods:
-        yield from _walk_method(sweep, method, threshold, do)
+    full = float(np.mean(reference["full"]))
+    head = float(np.mean(reference["head"])) if reference["head"] else full
+    # A head as good as full fine-tuning leaves no gain to take a share of.
+    bars = [sweep.share * full] + ([head + sweep.share * (full - head)] if full > head else [])
+    curves = {method: _Curve(sweep, method, do) for method in sweep.methods}
+    for curve in curves.values():
+        yield from curve.grid(bars)
+        yield from curve.bisect(bars[0])
+    for bar in bars[1:]:
+        for curve in curves.values():
+            yield from curve.bisect(bar)
 
 
-def _walk_method(
-    sweep: IntrinsicSweep, method: str, threshold: float, do: Callable[[PlannedRun], dict | None]
-) -> Iterator[dict]:
-    reached: dict[int, bool] = {}
-    in_a_row = 0
-    for d in sweep.ds:
-        records = [do(run) for run in sweep.runs(method, d)]
-        yield from (record for record in records if record)
-        if not all(records):
-            return
-        reached[d] = _mean(records) >= threshold
-        in_a_row = in_a_row + 1 if reached[d] else 0
-        if in_a_row == _ENOUGH:
-            break
-    while (bracket := _bracket(reached)) and bracket[1] > sweep.tolerance * bracket[0]:
-        d = round(math.sqrt(bracket[0] * bracket[1]))
-        if d in reached:
-            return
-        records = [do(run) for run in sweep.runs(method, d)]
-        yield from (record for record in records if record)
-        if not all(records):
-            return
-        reached[d] = _mean(records) >= threshold
+class _Curve:
+    """What is known of one method: mean scores by d. No d is asked for after a run was not to be had."""
 
+    def __init__(self, sweep: IntrinsicSweep, method: str, do: Callable[[PlannedRun], dict | None]) -> None:
+        self.sweep, self.method, self.do = sweep, method, do
+        self.scores: dict[int, list[float]] = {}
+        self.stopped = False
 
-def _bracket(reached: dict[int, bool]) -> tuple[int, int] | None:
-    """The smallest d that reaches the threshold and the one below it; None where all or none do."""
-    ds = sorted(reached)
-    first = next((i for i, d in enumerate(ds) if reached[d]), None)
-    return None if not first else (ds[first - 1], ds[first])
+    def grid(self, bars: list[float]) -> Iterator[dict]:
+        """From below, until enough ds in a row are above every bar."""
+        in_a_row = 0
+        for d in self.sweep.ds:
+            yield from self._measure(d)
+            if self.stopped:
+                return
+            found = self.scores[d]
+            in_a_row = in_a_row + 1 if found and np.mean(found) >= max(bars) else 0
+            if in_a_row == _ENOUGH:
+                return
+
+    def bisect(self, bar: float) -> Iterator[dict]:
+        """In log d, between the ds around the bar, until these are near enough to each other."""
+        while not self.stopped:
+            known = {d: found for d, found in sorted(self.scores.items()) if found}
+            if not known:
+                return
+            means, seeds = [float(np.mean(found)) for found in known.values()], [len(f) for f in known.values()]
+            below, above = bracket(list(known), means, bar, seeds)
+            if not below or math.isinf(above) or above <= self.sweep.tolerance * below:
+                return
+            d = round(math.sqrt(below * above))
+            if d in self.scores:  # no whole number between them, or one where every run diverged
+                return
+            yield from self._measure(d)
+
+    def _measure(self, d: int) -> Iterator[dict]:
+        found = []
+        for run in self.sweep.runs(self.method, d):
+            record = self.do(run)
+            if record is None:
+                self.stopped = True
+                return
+            yield record
+            if record["status"] == "ok":
+                found.append(_score(record))
+        self.scores[d] = found
 
 
 def run_intrinsic(
-    sweep: IntrinsicSweep, *, observer: Observer | None = None, stop: Callable[[], bool] = lambda: False
+    sweep: IntrinsicSweep,
+    *,
+    functional_rank: bool = False,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict]:
     """Do what is left; yields each run's record, finished earlier or now.
 
-    Full fine-tuning keeps its weights; in random subspaces they are dropped, a whole model for each d otherwise.
+    In random subspaces weights are dropped, which would be a whole model for each d; full fine-tuning's are kept.
+
+    Parameters
+    ----------
+    sweep : IntrinsicSweep
+    functional_rank : bool
+        Measure it on the first seed of full fine-tuning when all else is done; its record then comes again. Where a run
+        of an earlier sweep dropped its weights, it is trained again.
+    observer : Observer, optional
+    stop : callable
+        Once it is true nothing new is begun.
     """
     observer = observer or Silent()
+    first = next(run for run in sweep.reference.runs if run.spec.method == "full")
 
     def do(run: PlannedRun) -> dict | None:
-        keep = run.spec.method == "full"
-        if not finished(run.folder, need_weights=keep):
+        need = functional_rank and run is first and not truncation_done(run)
+        if not finished(run.folder, need_weights=need):
             if stop():
                 return None
             observer.begin(run.spec.label, run.steps)
-        return execute(run, keep_weights=keep, observer=observer)
+            return execute(run, keep_weights=run.spec.method == "full", observer=observer)
+        return finished(run.folder)
 
     yield from walk(sweep, do)
+    record = finished(first.folder)
+    if functional_rank and record and record["status"] == "ok" and not truncation_done(first) and not stop():
+        observer.begin(f"functional rank, {first.spec.label}", 0)
+        measure_truncation(first, observer)
+        yield record
 
 
 def finished_intrinsic(sweep: IntrinsicSweep) -> list[dict]:
@@ -223,9 +284,3 @@ def finished_intrinsic(sweep: IntrinsicSweep) -> list[dict]:
 
 def _score(record: dict) -> float:
     return float(record["metrics"][record["task"]["metrics"][0]])
-
-
-def _mean(records: list[dict]) -> float:
-    """Mean score; a run that diverged has reached nothing."""
-    return float(np.mean([_score(record) if record["status"] == "ok" else -math.inf for record in records]))
-

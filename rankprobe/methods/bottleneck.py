@@ -34,8 +34,9 @@ class Bottleneck(nn.Module):
     def __init__(self, d: int, bottleneck: int, own_norm: bool, generator: torch.Generator, device: torch.device):
         super().__init__()
         self.norm = nn.LayerNorm(d, device=device) if own_norm else None
-        self.down = nn.Linear(d, bottleneck, device=device)
-        self.up = nn.Linear(bottleneck, d, device=device)
+        # Without torch's own initial values, which would be drawn from the global random state.
+        self.down = nn.utils.skip_init(nn.Linear, d, bottleneck, device=device)
+        self.up = nn.utils.skip_init(nn.Linear, bottleneck, d, device=device)
         self.activation = F.relu if own_norm else F.gelu
         if device.type != "meta":
             drawn = torch.empty(bottleneck, d)

@@ -16,12 +16,13 @@ def head_parameters(model: nn.Module, newly_initialised: Iterable[str] = ()) -> 
     Parameters
     ----------
     model : PreTrainedModel
-        A sequence-classification model, or a causal language model, whose head is pretrained: none is the task's.
+        A sequence-classification model, or a causal language model, of whose own parameters only what its
+        checkpoint lacked is the task's.
     newly_initialised : iterable of str
         Parameters that the checkpoint lacked.
     """
     if model.get_output_embeddings() is not None:
-        return set()
+        return {name for name, _ in model.named_parameters()} & set(newly_initialised)
     prefix = model.base_model_prefix + "."
     new = set(newly_initialised)
     return {name for name, _ in model.named_parameters() if not name.startswith(prefix) or name in new}

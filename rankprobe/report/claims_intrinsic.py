@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from rankprobe.report.comparison import main_lora
-from rankprobe.report.intrinsic import said_over_did
 from rankprobe.report.stats import Estimate
 from rankprobe.report.verdicts import LOW_DIMENSION_PCT, Evidence, claim_row
 
@@ -15,14 +14,18 @@ _MODEL, _TASK, _WEIGHTS = "RoBERTa base", "mrpc", 125e6
 
 
 def intrinsic(evidence: Evidence) -> list[dict]:
-    """Three claims; ``not_run`` while no dimension was measured. d90 is of the score, as in the source."""
+    """Three claims; ``not_run`` while no dimension was measured. d90 is of the score, as in the source.
+
+    An interval with an open end (no d that was measured reaches the threshold, or all do) gives a verdict where its
+    other end decides.
+    """
     table = evidence.intrinsic
     by = table[table["of"] == "score"].set_index("method") if len(table) else table
-    did = by.loc["did"] if "did" in by.index else None
+    did, said = (by.loc[method] if method in by.index else None for method in ("did", "said"))
     main = main_lora(evidence.runs)
     parameters = main[0]["params"]["method"] if main else math.nan
-    printed = {m: _published(evidence, m) for m in ("did", "said")}
-    ratio = Estimate(*said_over_did(table), "the ends of both intervals", len(by)) if len(table) else None
+    printed = {method: _published(evidence, method) for method in ("did", "said")}
+    of_lora = f"LoRA r = {main[0]['spec']['r']} on {main[0]['spec']['targets']} has {parameters:,}" if main else ""
     return [
         claim_row(
             "intrinsic-dimension-did",
@@ -30,7 +33,7 @@ def intrinsic(evidence: Evidence) -> list[dict]:
             f"d90 (DID) is at most {LOW_DIMENSION_PCT:g} % of the encoder's weights",
             "%",
             published=100 * printed["did"] / _WEIGHTS,
-            measured=_estimate(did, 100 / did["D"]) if did is not None else None,
+            measured=None if did is None else _estimate(did, 100 / did["D"]),
             region=(0.0, LOW_DIMENSION_PCT),
             note=_note(did),
         ),
@@ -40,32 +43,36 @@ def intrinsic(evidence: Evidence) -> list[dict]:
             "Structure helps: d90 by SAID is below d90 by DID",
             "times",
             published=printed["said"] / printed["did"],
-            measured=None if ratio is None or math.isnan(ratio.estimate) else ratio,
+            measured=None if did is None or said is None else _estimate(said, 1.0, "over_did"),
             region=(0.0, 1.0),
+            note="" if did is None or said is None else f"SAID: {_note(said)}; DID: {_note(did)}",
         ),
         claim_row(
             "intrinsic-dimension-below-lora",
             f"{_SOURCE}; the reason that Hu et al. 2021 gives for LoRA",
             "d90 (DID) is below LoRA's own number of parameters",
             "times",
-            measured=_estimate(did, 1 / parameters) if did is not None and main else None,
+            measured=None if did is None or not main else _estimate(did, 1 / parameters),
             region=(0.0, 1.0),
-            note="" if did is None or not main else f"LoRA r = {main[0]['spec']['r']} has {parameters:,}; {_note(did)}",
+            note="" if did is None or not main else f"{of_lora}; {_note(did)}",
         ),
     ]
 
 
-def _estimate(row, scale: float) -> Estimate | None:
-    if math.isnan(row["ci_low"]):
+def _estimate(row, scale: float, of: str = "") -> Estimate | None:
+    """A row's d, or its ratio, with its interval; None where it is no number."""
+    value, low, high = row[of or "d"], *(row[f"{of}_{end}" if of else end] for end in ("ci_low", "ci_high"))
+    if math.isnan(low) or math.isnan(high):
         return None
-    return Estimate(scale * row["d"], scale * row["ci_low"], scale * row["ci_high"], row["ci_method"], row["n_eval"])
+    return Estimate(scale * value, scale * low, scale * high, row["ci_method"], int(row["n_eval"]))
 
 
 def _note(row) -> str:
     if row is None:
         return ""
-    d = f"{row['d']:,.0f}" if math.isfinite(row["d"]) else f"above {row['d_below']:,.0f}, the largest d tried"
-    return f"d90 {d} of {row['D']:,}, {int(row['n_seeds'])} seeds"
+    d = f"{row['d']:,.0f}" if math.isfinite(row["d"]) else "none"
+    why = f" ({row['reason']})" if row["reason"] else ""
+    return f"d90 {d}{why} of {row['D']:,}, {int(row['n_seeds'])} seeds"
 
 
 def _published(evidence: Evidence, method: str) -> float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rankprobe.analysis.bootstrap import accuracy
-from rankprobe.analysis.intrinsic_dimension import intrinsic_dimension
+from rankprobe.analysis.crossing import reaches
+from rankprobe.analysis.intrinsic_dimension import intrinsic_dimensions
+from rankprobe.experiment.store import write_table
 from rankprobe.report.claims_rank import full_energy_shares, functional_ranks
 from rankprobe.report.comparison import MAIN_TARGETS, finished_ok, lora_groups, main_metric, predictions
 from rankprobe.report.tables import merged_ranks
@@ -17,8 +18,10 @@ from rankprobe.tasks.metrics import score
 
 CURVE = ["method", "d", "seed", "lr", "metric", "score", "loss", "train_time_s", "run_id"]
 DIMENSIONS = ["method", "share", "of", "d", "ci_low", "ci_high", "d_below", "d_above", "threshold", "full", "n_eval",
-              "n_seeds", "D", "d_pct", "ci_method"]  # fmt: skip
-BESIDE = ["measure", "value", "ci_low", "ci_high", "unit", "note"]
+              "n_seeds", "D", "d_pct", "reason", "over_did", "over_did_ci_low", "over_did_ci_high",
+              "ci_method"]  # fmt: skip
+BESIDE = ["measure", "value", "ci_low", "ci_high", "unit", "score", "reaches", "note"]
+METHODS = ("did", "said")
 
 
 def curve_table(runs: list[dict]) -> pd.DataFrame:
@@ -42,7 +45,7 @@ def curve_table(runs: list[dict]) -> pd.DataFrame:
             "run_id": run["run_id"],
         }
         for run in finished_ok(runs)
-        if run["spec"]["method"] in ("did", "said")
+        if run["spec"]["method"] in METHODS
     ]
     return pd.DataFrame(rows, columns=CURVE).sort_values(["method", "d", "seed"], ignore_index=True)
 
@@ -59,24 +62,24 @@ def dimensions_table(runs: list[dict], share: float = 0.9) -> pd.DataFrame:
     Returns
     -------
     DataFrame, columns :data:`DIMENSIONS`
-        ``D`` is the encoder's number of weights, ``d_pct`` d in percent of it.
+        ``D`` is the encoder's number of weights, ``d_pct`` d in percent of it; ``over_did`` is SAID's d over DID's.
     """
     ok = [run for run in finished_ok(runs) if predictions(run) is not None]
-    full = [run for run in ok if run["spec"]["method"] == "full"]
-    head = [run for run in ok if run["spec"]["method"] == "head"]
+    full, head, *subspaces = ([run for run in ok if run["spec"]["method"] == m] for m in ("full", "head", *METHODS))
+    curves = {m: _by_d(of) for m, of in zip(METHODS, subspaces, strict=True) if of}
+    if not curves or not full:
+        return pd.DataFrame(columns=DIMENSIONS)
+    labels = predictions(full[0])["label"].to_numpy()
+    D = full[0]["params"]["total"] - full[0]["params"]["head"]
+    found = intrinsic_dimensions(labels, curves, [_predicted(run) for run in full], _score_of(full[0]), share,
+                                 head=[_predicted(run) for run in head])  # fmt: skip
     rows = []
-    for method in ("did", "said"):
-        of = [run for run in ok if run["spec"]["method"] == method]
-        if not of or not full:
-            continue
-        found = {d: [_predicted(run) for run in of if run["spec"]["d"] == d] for d in {r["spec"]["d"] for r in of}}
-        labels = predictions(full[0])["label"].to_numpy()
-        D = full[0]["params"]["total"] - full[0]["params"]["head"]
-        for base in ([], [_predicted(run) for run in head]) if head else ([],):
-            result = intrinsic_dimension(labels, found, [_predicted(run) for run in full], _score_of(full[0]), share,
-                                         head=base)  # fmt: skip
-            row = result.row()
-            rows.append({**row, "ci_method": row["method"], "method": method, "D": D, "d_pct": 100 * result.d / D})
+    for result in found:
+        row = result.row()
+        of_did = result.curve == "said"  # of a sweep of SAID alone there is no ratio: NaN
+        over = {f"over_did{end}": row[f"ratio{end}"] if of_did else np.nan for end in ("", "_ci_low", "_ci_high")}
+        rows.append({**row, **over, "ci_method": row["method"], "method": result.curve, "D": D,
+                     "d_pct": 100 * result.d / D})  # fmt: skip
     return pd.DataFrame(rows, columns=DIMENSIONS)
 
 
@@ -89,6 +92,11 @@ def beside_table(dimensions: pd.DataFrame, runs: list[dict]) -> pd.DataFrame:
         From :func:`dimensions_table`.
     runs : list of dict
         Of the same comparison: the sweep's and, where they are there, LoRA's.
+
+    Returns
+    -------
+    DataFrame, columns :data:`BESIDE`
+        ``reaches`` says of LoRA which bars its mean score is above: the share of the score, of the gain, of both.
     """
     rows = [
         {
@@ -97,32 +105,63 @@ def beside_table(dimensions: pd.DataFrame, runs: list[dict]) -> pd.DataFrame:
             "ci_low": row["ci_low"],
             "ci_high": row["ci_high"],
             "unit": "parameters",
-            "note": f"of {row['D']:,}; threshold {row['threshold']:.3f}",
+            "score": row["threshold"],
+            "note": "; ".join(part for part in (f"of {row['D']:,} weights", row["reason"]) if part),
         }
         for _, row in dimensions.iterrows()
     ]
+    bars = dict(zip(dimensions["of"], dimensions["threshold"], strict=True))
+    named: set[str] = set()
     for r, group in sorted(lora_groups(runs, MAIN_TARGETS).items()):
-        metric = main_metric(group[0])
-        mean = float(np.mean([run["metrics"][metric] for run in group]))
-        rows.append({"measure": f"LoRA, r = {r} on {MAIN_TARGETS}", "value": group[0]["params"]["method"],
-                     "unit": "parameters", "note": f"{metric} {mean:.3f}"})  # fmt: skip
+        mean = float(np.mean([run["metrics"][main_metric(run)] for run in group]))
+        reached = [of for of, bar in bars.items() if reaches(mean, bar)]
+        first = [of for of in reached if of not in named]
+        named |= set(first)
+        rows.append(
+            {
+                "measure": f"LoRA, r = {r} on {MAIN_TARGETS}",
+                "value": group[0]["params"]["method"],
+                "unit": "parameters",
+                "score": mean,
+                "reaches": " and ".join(reached),
+                "note": f"the smallest r that reaches the {' and the '.join(first)}" if first else "",
+            }
+        )
+    return pd.DataFrame([*rows, *_ranks_of_dw(runs)], columns=BESIDE)
+
+
+def _ranks_of_dw(runs: list[dict]) -> list[dict]:
+    """Energy and functional rank of full fine-tuning's dW, and how many numbers their matrices take."""
+    rows = []
     ranks = merged_ranks(runs)
     shares = full_energy_shares(ranks, runs)
+    sides = np.zeros(0)
     if len(shares):
-        k = float(shares["energy_rank_90"].median())
-        rows.append({"measure": "dW's energy_rank_90, median of the blocks' matrices", "value": k, "unit": "directions",
-                     "note": f"of {int(shares['p'].median())}"})  # fmt: skip
         full = ranks[ranks["name"].isin(shares["name"])].drop_duplicates("name").set_index("name")
         sides = full.loc[shares["name"], ["m", "n"]].sum(axis=1).to_numpy()
-        rows.append({"measure": "parameters of the best rank-k parts that hold 90 % of the energy",
-                     "value": float((shares["energy_rank_90"].to_numpy() * sides).sum()), "unit": "parameters",
-                     "note": f"{len(shares)} matrices"})  # fmt: skip
-    for found in functional_ranks(runs)[:1]:
-        if found.get("k"):
-            rows.append({"measure": "dW's functional rank, 90 % of the gain", "value": found["k"],
-                         "ci_low": found["ci_low"], "ci_high": found["ci_high"], "unit": "directions",
-                         "note": f"{found['method']}, one seed"})  # fmt: skip
-    return pd.DataFrame(rows, columns=BESIDE)
+        ks = shares["energy_rank_90"].to_numpy()
+        rows.append({"measure": "dW's energy_rank_90, median of the blocks' matrices", "value": float(np.median(ks)),
+                     "unit": "directions", "note": f"of {int(shares['p'].median())}"})  # fmt: skip
+        rows.append({"measure": "Best parts of dW that hold 90 % of the energy", "value": float((ks * sides).sum()),
+                     "unit": "parameters", "note": f"k (m + n) over {len(shares)} matrices"})  # fmt: skip
+    found = [row for row in functional_ranks(runs) if row.get("k")]
+    for row in found[:1]:
+        rows.append({"measure": "dW's functional rank, 90 % of the gain", "value": row["k"], "ci_low": row["ci_low"],
+                     "ci_high": row["ci_high"], "unit": "directions", "note": "one seed; head, embeddings, norms and "
+                     "biases stay tuned"})  # fmt: skip
+        if len(sides):
+            low, k, high = (row[name] * sides.sum() for name in ("ci_low", "k", "ci_high"))
+            rows.append({"measure": "Best parts of dW that keep 90 % of the gain", "value": k, "ci_low": low,
+                         "ci_high": high, "unit": "parameters",
+                         "note": f"k (m + n) over {len(shares)} matrices"})  # fmt: skip
+    return rows
+
+
+def _by_d(runs: list[dict]) -> dict[int, list[np.ndarray]]:
+    found: dict[int, list[np.ndarray]] = {}
+    for run in runs:
+        found.setdefault(run["spec"]["d"], []).append(_predicted(run))
+    return found
 
 
 def _predicted(run: dict) -> np.ndarray:
@@ -136,20 +175,7 @@ def _score_of(run: dict):
     return lambda labels, predicted: score((metric,), labels, predicted)[metric]
 
 
-def said_over_did(dimensions: pd.DataFrame) -> tuple[float, float, float]:
-    """SAID's d over DID's, by score, with the interval that follows from both; NaN where one is missing."""
-    by = dimensions[dimensions["of"] == "score"].set_index("method")
-    if not {"did", "said"} <= set(by.index):
-        return math.nan, math.nan, math.nan
-    did, said = by.loc["did"], by.loc["said"]
-    if not (math.isfinite(did["d"]) and math.isfinite(said["d"])):
-        return math.nan, math.nan, math.nan
-    return said["d"] / did["d"], said["ci_low"] / did["ci_high"], said["ci_high"] / did["ci_low"]
-
-
 def write_tables(out: Path, tables: dict[str, pd.DataFrame]) -> None:
     """Each as NAME.csv, whole or not at all."""
-    from rankprobe.experiment.store import write_table
-
     for name, table in tables.items():
         write_table(out / f"{name}.csv", table)

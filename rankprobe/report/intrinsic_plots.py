@@ -42,8 +42,11 @@ def intrinsic_curve(curve: pd.DataFrame, dimensions: pd.DataFrame) -> Picture | 
         found = of_score[of_score["method"] == method]
         if len(found) and math.isfinite(found["d"].iloc[0]):
             row, y = found.iloc[0], least - (0.06 + 0.07 * place) * span
-            high = row["ci_high"] if math.isfinite(row["ci_high"]) else float(curve["d"].max())
-            axes.errorbar([row["d"]], [y], xerr=[[row["d"] - row["ci_low"]], [max(high - row["d"], 0.0)]], color=color,
+            # An open end is drawn as far as anything was measured.
+            low = max(row["ci_low"], float(curve["d"].min()))
+            high = min(row["ci_high"], float(curve["d"].max()))
+            xerr = [[max(row["d"] - low, 0.0)], [max(high - row["d"], 0.0)]]
+            axes.errorbar([row["d"]], [y], xerr=xerr, color=color,
                           marker=marker, capsize=3, clip_on=False)  # fmt: skip
             axes.annotate(f"d = {say.count(row['d'])}", (high, y), xytext=(6, 0), textcoords="offset points",
                           fontsize=8, color=color, va="center")  # fmt: skip

@@ -62,6 +62,17 @@ METHOD_COLUMNS = [
 ]
 
 
+# What a trained model has when it is served: the base's modules with values of its own, or modules that were added.
+# A prefix is served with longer inputs, which no measurement here has.
+_SERVED_AS = {
+    "head": "base",
+    **dict.fromkeys(("full", "bitfit", "top_layers", "did", "said"), "full"),
+    "lora": "lora_merged",
+    "adapter_h": "adapter_h",
+    "adapter_l": "adapter_l",
+}
+
+
 def runs_table(runs: list[dict]) -> pd.DataFrame:
     """One row a run, failed and diverged ones too.
 
@@ -237,10 +248,11 @@ def _latency_of(spec: dict, latency: pd.DataFrame | None) -> dict:
     """Latency at the smallest batch of what this configuration serves: its own shapes, or the base's."""
     if latency is None or latency.empty:
         return {}
-    variant = {"full": "full", "head": "base", "lora": "lora_merged"}.get(spec["method"])
-    rows = latency[latency["variant"] == variant]
+    rows = latency[latency["variant"] == _SERVED_AS.get(spec["method"])]
     if spec["method"] == "lora":
         rows = rows[(rows["r"] == spec["r"]) & (rows["targets"] == spec["targets"])]
+    elif spec["method"] in ("adapter_h", "adapter_l") and len(rows):
+        rows = rows[rows["bottleneck"] == spec["bottleneck"]]
     if rows.empty:
         return {}
     row = rows.sort_values(["batch", "length"]).iloc[0]

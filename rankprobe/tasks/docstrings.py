@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankprobe.tasks.fingerprint import combined_sha256, rows_sha256
+from rankprobe.tasks.fingerprint import combined_sha256, pinned_name, rows_sha256
 from rankprobe.tasks.sources import DocumentedFunction, Progress, documented_functions
 from rankprobe.tasks.task import Example
 
@@ -111,7 +109,6 @@ def docmatch(
     -----
     The only function of a module could not be paired with another and would always be labelled yes: it is left out.
     """
-    own_packages = packages is not None
     found: list[DocumentedFunction] = []
     n_skipped = 0
     for package in PACKAGES[name] if packages is None else packages:
@@ -121,9 +118,10 @@ def docmatch(
         n_skipped += skipped
     splits = make_pairs(found)
     sha256 = combined_sha256(*(rows_sha256(splits[split], LABELS) for split in SPLITS))
-    if own_packages or sha256 != PINNED_SHA256[name]:
-        if not own_packages:
-            warnings.warn(_other_set_warning(name, sha256), stacklevel=2)
+    if packages is None:
+        versions = {package: PINNED_VERSIONS[package] for package in PACKAGES[name]}
+        name = pinned_name(name, sha256, PINNED_SHA256[name], versions)
+    else:
         name = f"{name}@{sha256[:8]}"
     return DocmatchSet(name, splits, sha256, sum(map(len, splits.values())), n_skipped)
 
@@ -186,21 +184,3 @@ def _partner(function: DocumentedFunction, members: Sequence[DocumentedFunction]
 
 def _digest(pair: tuple[bytes, Example]) -> bytes:
     return pair[0]
-
-
-def _other_set_warning(name: str, sha256: str) -> str:
-    """One line: the set's other name, and which packages are not at the pinned version."""
-    installed = {package: _version(package) for package in PACKAGES[name]}
-    other = [f"{package} {version} (pinned: {PINNED_VERSIONS[package]})"
-             for package, version in installed.items() if version != PINNED_VERSIONS[package]]
-    why = ", ".join(other) or "the versions are the pinned ones, the files are not"
-    return (f"{name} is made of other rows here than the pinned set and is named {name}@{sha256[:8]}: {why}. "
-            "Accuracies on the two cannot be compared. Install with -c constraints.txt to get the pinned set.")
-
-
-def _version(package: str) -> str:
-    """Installed version without a build's suffix, ``2.13.0`` for ``2.13.0+cpu``."""
-    try:
-        return importlib.metadata.version(package).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"

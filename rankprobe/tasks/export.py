@@ -14,7 +14,7 @@ _NAMES = frozenset({"train.tsv", "tuning.tsv", "eval.tsv"})
 _PART = ".part"
 
 
-def write_tsv(folder: Path, splits: Mapping[str, Sequence[Example]], labels: Sequence[str]) -> list[Path]:
+def write_tsv(folder: Path, splits: Mapping[str, Sequence[Example]], labels: Sequence[str] | None) -> list[Path]:
     """Write one TSV file a split: row, label, text and, where rows have one, text_b; UTF-8, quotes as they are.
 
     Parameters
@@ -23,8 +23,8 @@ def write_tsv(folder: Path, splits: Mapping[str, Sequence[Example]], labels: Seq
         Made if missing; files that an earlier call wrote there are replaced, and those of splits not given removed.
     splits : mapping of str to sequence of Example
         ``train``, ``tuning`` or ``eval`` to rows.
-    labels : sequence of str
-        Class names to write for class ids; empty for scores.
+    labels : sequence of str or None
+        Class names to write for class ids; empty for scores; None in language modelling, for no label column.
 
     Returns
     -------
@@ -57,12 +57,13 @@ def write_tsv(folder: Path, splits: Mapping[str, Sequence[Example]], labels: Seq
     return written
 
 
-def _table(split: str, rows: Sequence[Example], labels: Sequence[str]) -> str:
+def _table(split: str, rows: Sequence[Example], labels: Sequence[str] | None) -> str:
     pairs = any(row.text_b is not None for row in rows)
-    lines = [["row", "label", "text", "text_b"] if pairs else ["row", "label", "text"]]
+    head = ["row"] if labels is None else ["row", "label"]
+    lines = [[*head, "text", "text_b"] if pairs else [*head, "text"]]
     for row in rows:
-        label = labels[int(row.label)] if labels else repr(float(row.label))
-        fields = [row.row, label, row.text, *([row.text_b or ""] if pairs else [])]
+        label = [] if labels is None else [labels[int(row.label)] if labels else repr(float(row.label))]
+        fields = [row.row, *label, row.text, *([row.text_b or ""] if pairs else [])]
         if any(mark in field for field in fields for mark in "\t\n\r"):
             got = f"one of each at most in row {row.row} of {split}"
             raise UsageError(must("A text", "have no tab and no line break to be written as TSV", got,

@@ -13,6 +13,7 @@ from rankprobe.weights.source import find_model
 RUN_FILE, MODEL_FOLDER, ADAPTER_FOLDER = "run.json", "model", "adapter"
 # Methods that change the base's own matrices leave a whole model; the others, LoRA apart, add to a frozen base.
 WHOLE_MODEL = ("full", "top_layers", "did", "said")
+_ADDED = ("head", "bitfit", "adapter_h", "adapter_l", "prompt", "prefix")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_run(folder: Path) -> TrainedRun | None:
     spec, model = record.get("spec"), record.get("model")
     method = spec.get("method") if isinstance(spec, dict) else None
     base = [model.get(key) if isinstance(model, dict) else None for key in ("name", "sha256")]
-    if not isinstance(method, str) or not all(isinstance(text, str) and text for text in base):
+    if method not in (*WHOLE_MODEL, "lora", *_ADDED) or not all(isinstance(text, str) and text for text in base):
         got = "no method of training or no base model in it"
         raise UsageError(must(f"{file}", "be a record that rankprobe wrote", got, "Run it again"))
     return TrainedRun(folder, run_id, method, record.get("weights_kept") is True, *base)

@@ -76,3 +76,23 @@ def test_missing_column_through_the_command(run, files):
         done.exit_code == 2
         and "must have a column 'star'. Got the columns review, stars. Did you mean stars?" in done.stderr
     )
+
+
+@pytest.mark.filterwarnings("ignore:docgen-smoke is made of other rows")
+def test_a_language_models_rows_are_prompts_and_completions(run, tmp_path):
+    done = run("docgen-smoke", "--out", tmp_path / "out")
+    assert done.exit_code == 0 and "texts to go on with, measured by perplexity and token_accuracy" in done.output
+    assert "characters on average" in done.output and "--task files" not in done.output
+    shown = run("docgen-smoke").output.splitlines()
+    written = (tmp_path / "out" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    row, _, text, text_b = written[1].split("\t")
+    assert shown[shown.index(f"  {row}") + 1 :][:2] == [f"    {text}", f"    {text_b.strip()}"]
+
+
+def test_a_molecule_is_shown_without_its_empty_prompt(run, tmp_path):
+    (tmp_path / "chains.smi").write_text("".join("C" * n + "\n" for n in range(1, 61)))
+    done = run("smiles", "--data-dir", tmp_path / "chains.smi")
+    assert done.exit_code == 0 and "a prompt of 0 and a completion of" in done.output
+    lines = done.output.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.strip() and set(line.strip()) == {"C"})
+    assert lines[first - 1].strip().isdigit()

@@ -18,7 +18,9 @@ def test_tables_page_and_going_on(bench):
     assert (curve.groupby(["method", "d"])["seed"].nunique() == 2).all()
     table = pd.read_csv("out/intrinsic_dimension.csv")
     assert table.groupby("method")["of"].apply(set).tolist() == [{"score", "gain"}] * 2
-    assert (table["ci_low"] <= table["d"]).all() and (table["d"] <= table["ci_high"]).all()
+    known = table.dropna(subset="d")
+    assert (known["ci_low"] <= known["d"]).all() and (known["d"] <= known["ci_high"]).all()
+    assert table.loc[table["d"].isna(), "reason"].notna().all()
     beside = pd.read_csv("out/comparison.csv")
     assert any("energy_rank_90" in text for text in beside["measure"])
     page = (bench / "out" / "report.html").read_text(encoding="utf-8")
@@ -37,6 +39,9 @@ def test_tables_page_and_going_on(bench):
         (("--d-max", "999999999"), "d must be .* Got 999999999"),
         (("--d-min", "3", "--method", "said"), "d must be above the number of layers, 3.* Got 3"),
         (("--d-min", "200"), "d_min and d_max must be at least 1 and in order. Got 200 and 100"),
+        (("--d-min", "0"), "d_min and d_max must be at least 1 and in order. Got 0 and 100. Pass"),
+        (("--tolerance", "inf"), "tolerance must be a factor above 1"),
+        (("--method", ","), "method must be did or said. Got none"),
         (("--seeds", "1"), "seeds must be at least 2. Got 1"),
         (("--method", "dod"), "method must be did or said. Got dod"),
         (("--tolerance", "1"), "tolerance must be a factor above 1"),

@@ -56,9 +56,9 @@ def intrinsic_dim(
     study = Study(f"intrinsic-dim-{settings['task']}", (Configuration("full"),), truncate=(), **settings)
     with reading() as progress:
         sweep = plan_intrinsic(
-            study, o.place(options), methods=tuple(dict.fromkeys(methods.split(","))), d_min=d_min, d_max=d_max,
-            points_per_decade=points_per_decade, tolerance=tolerance, share=share, seeds=seeds, lrs=rates_of(lrs),
-            progress=progress,
+            study, o.place(options), methods=tuple(dict.fromkeys(m for m in methods.split(",") if m)), d_min=d_min,
+            d_max=d_max, points_per_decade=points_per_decade, tolerance=tolerance, share=share, seeds=seeds,
+            lrs=rates_of(lrs), progress=progress,
         )  # fmt: skip
     if dry_run:
         done = len(finished_intrinsic(sweep))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +21,6 @@ _OF_A_STUDY = (
     "seeds",
     "full",
     "head",
-    "model",
     "task",
     "train_size",
     "eval_size",
@@ -93,8 +93,9 @@ def sweep(
 ) -> None:
     """Sweep LoRA's r, with full fine-tuning and head only beside it, and write tables and a report.
 
-    From options, or from a study file: its settings then count, and only --data-dir, file, compute and folder options
-    may be given beside it. Tables are renewed after every run; finished runs are not redone.
+    From options, or from a study file: its settings then count, and only --data-dir, file, compute and folder options,
+    and --model where it names none, may be given beside it. Tables are renewed after every run; finished runs are not
+    redone.
     """
     from rankprobe.cli.progress import reading
     from rankprobe.cli.work import plan_lines, run_studies
@@ -111,6 +112,11 @@ def sweep(
                 )
             )
         study = load_study(study_file)
+        if o.given("model"):
+            if study.model != Study.model:
+                got = f"{options['model']} beside {study_file}, which has {study.model}"
+                raise UsageError(must("--model", "be left out where a study file names one", got, "Leave it out"))
+            study = replace(study, model=options["model"])
         if study.truncate and not keep_weights:
             raise UsageError(
                 must(

@@ -85,7 +85,7 @@ def test_a_language_models_rows_are_prompts_and_completions(run, tmp_path):
     assert "characters on average" in done.output and "--task files" not in done.output
     shown = run("docgen-smoke").output.splitlines()
     written = (tmp_path / "out" / "train.tsv").read_text(encoding="utf-8").splitlines()
-    row, _, text, text_b = written[1].split("\t")
+    row, text, text_b = written[1].split("\t")
     assert shown[shown.index(f"  {row}") + 1 :][:2] == [f"    {text}", f"    {text_b.strip()}"]
 
 

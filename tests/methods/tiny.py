@@ -55,7 +55,8 @@ def load_tiny(kind: str, task: str = "classifier", seed: int = 1, *, loud: bool 
     source = find_model(_folder(kind))
     if task == "language_model":
         # The tiny Llama is saved without its output layer, which counts as pretrained: always the same.
-        model, tokenizer, missing = load_causal_lm(source, seed=1)
+        model, tokenizer, _ = load_causal_lm(source, seed=1)
+        missing = []
     else:
         model, tokenizer, missing = load_classifier(source, 3, seed=seed)
     head = head_parameters(model, missing)

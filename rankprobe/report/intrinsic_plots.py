@@ -31,7 +31,7 @@ def intrinsic_curve(curve: pd.DataFrame, dimensions: pd.DataFrame) -> Picture | 
     full, threshold = of_score["full"].iloc[0], of_score["threshold"].iloc[0]
     handles = []
     methods = list(dict.fromkeys(curve["method"]))
-    least = float(curve["score"].min())
+    least = min(float(curve["score"].min()), threshold)
     span = full - least
     for place, ((color, marker, line), method) in enumerate(zip(SERIES, methods, strict=False)):
         of = curve[curve["method"] == method]

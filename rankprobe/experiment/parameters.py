@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.study import SIZE_FIELD, RunSpec
@@ -96,10 +97,20 @@ def meta_model(config: PretrainedConfig, problem: str = "classification", num_la
         kind, what = transformers.AutoModelForSequenceClassification, "a sequence-classification head"
         config.num_labels = num_labels
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialValues():
             return kind.from_config(config)
     except ValueError:
         raise UsageError(must("model", f"have {what}", config.model_type, "Pass another --model")) from None
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Skips ``torch.nn.init``: without storage there is nothing to fill, and of 96 blocks that takes long."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def meta_classifier(config: PretrainedConfig, num_labels: int = 2) -> torch.nn.Module:

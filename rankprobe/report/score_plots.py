@@ -8,9 +8,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from rankprobe.report import numbers as say
+from rankprobe.report.comparison import MAIN_TARGETS
 from rankprobe.report.findings import Findings
-from rankprobe.report.style import BLACK, BLUE, GREY, SERIES, Picture, broken_axis, score_ticks
+from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SERIES, Picture, broken_axis, score_ticks
 from rankprobe.report.tables import best_settings
+
+_LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), "LoRA on other targets": (BLUE, "x")}
+# Of the methods that LoRA is measured against, in the order that they come in.
+_MARKS = [(color, marker) for marker in "^vPXdh" for color in (ORANGE, GREEN, PINK)]
+# Points of almost as many parameters would cover each other: they are drawn so many times apart.
+_APART = 1.12
 
 
 def accuracy_by_r(findings: Findings) -> Picture | None:
@@ -21,8 +28,13 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
         return None
     full, head = _first(methods, "full"), _first(methods, "head")
     metric = sweep["metric"].iloc[0]
-    figure, parts = broken_axis(_ends(methods, "lora", "full", "head"))
-    targets = list(dict.fromkeys(sweep["targets"]))
+    # Targets with one r alone have no curve; of more than four curves none could be followed.
+    rs_of = sweep.groupby("targets", sort=False)["r"].nunique()
+    by_place = sorted(rs_of.index, key=lambda t: t != MAIN_TARGETS)
+    targets = [t for t in by_place if rs_of[t] == 1 == rs_of.max() or rs_of[t] > 1][: len(SERIES)]
+    sweep = sweep[sweep["targets"].isin(targets)]
+    shown = pd.concat([sweep, methods[methods["method"].isin(["full", "head"])]])
+    figure, parts = broken_axis(_ends(shown, "lora", "full", "head"))
     for (color, marker, line), target in zip(SERIES * 4, targets, strict=False):
         rows = sweep[sweep["targets"] == target].sort_values("r")
         for axes, low, high in parts:
@@ -61,28 +73,35 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
         return None
     metric = methods["metric"].iloc[0]
     figure, parts = broken_axis(_ends(methods, *methods["method"].unique()))
-    looks = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D")}
-    spare = iter(SERIES[1:] * 9)
-    for method in dict.fromkeys(methods["method"]):
-        if method not in looks:
-            looks[method] = next(spare)[:2]
-    several = methods.loc[methods["method"] == "lora", "targets"].nunique() > 1
-    for _, row in methods.iterrows():
+    loras = methods[methods["method"] == "lora"]
+    main = MAIN_TARGETS if MAIN_TARGETS in set(loras["targets"]) else next(iter(loras["targets"]), None)
+    series = {}
+    spare = iter(_MARKS)
+    for (_, row), x in zip(methods.iterrows(), _set_apart(methods["trainable_params"]), strict=True):
         axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
-        color, marker = looks[row["method"]]
-        x = float(row["trainable_params"])
+        kind = row["method"] if row["method"] in ("full", "head", "lora") else say.method_name(row)
+        if kind == "lora" and row["targets"] != main:
+            kind = "LoRA on other targets"
+        if kind in _LOOKS:
+            color, marker = _LOOKS[kind]
+        else:
+            color, marker = series[kind][:2] if kind in series else next(spare)
         _point(axes, x, row, color, marker)
-        text = f"r = {row['r']}" if row["method"] == "lora" else say.method_name(row)
-        if several and row["method"] == "lora":
-            text += f"\n{row['targets']}"
-        if row["method"] == "lora":
+        if kind in ("full", "head"):  # at the far ends of the axis: beside the point, towards the middle
+            side = -1 if kind == "full" else 1
+            place = {"ha": "right" if side < 0 else "left", "va": "center", "textcoords": "offset points"}
+            axes.annotate(say.method_name(row), (x, row["accuracy_mean"]), xytext=(8 * side, 0), fontsize=8,
+                          color=color, **place)  # fmt: skip
+        elif kind == "lora":
             top = row["accuracy_mean"] if say.missing(row["accuracy_ci_high"]) else row["accuracy_ci_high"]
-            at, shift, place = (x, top), (0, 4), {"ha": "center", "va": "bottom"}
-        else:  # at the far ends of the axis: beside the point, towards the middle
-            side = -1 if row["method"] == "full" else 1
-            at, shift = (x, row["accuracy_mean"]), (8 * side, 0)
-            place = {"ha": "right" if side < 0 else "left", "va": "center"}
-        axes.annotate(text, at, xytext=shift, textcoords="offset points", fontsize=8, color=color, **place)
+            axes.annotate(f"r = {row['r']}", (x, top), xytext=(0, 4), fontsize=8, color=color,
+                          textcoords="offset points", ha="center", va="bottom")  # fmt: skip
+            series[kind] = color, marker, f"LoRA on {main}"
+        else:
+            series[kind] = color, marker, kind
+    if len(series) > 1:
+        handles = [Line2D([], [], ls="none", marker=m, color=c, label=label) for c, m, label in series.values()]
+        figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.4)
     for axes, low, high in parts:
         axes.set_ylim(low, high + 0.1 * (high - low))
         axes.set_xscale("log")
@@ -102,7 +121,22 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) against how many parameters of {model} are trained. "
         f"{_interval_words(methods)}{_choice_words(findings, methods)}"
     )
+    if _set_apart(methods["trainable_params"]) != methods["trainable_params"].astype(float).tolist():
+        caption += " Points of almost as many parameters stand side by side; the table has the counts."
     return Picture("accuracy_by_parameters", f"{metric.capitalize()} against trainable parameters", figure, caption)
+
+
+def _set_apart(counts: pd.Series) -> list[float]:
+    """Places on a log axis, in the counts' order: those within a factor of each other stand side by side around it."""
+    places = counts.astype(float).to_numpy(copy=True)
+    logs = np.log(places)
+    order = np.argsort(logs, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(logs[order]) > np.log(_APART)) + 1)
+    for group in groups:
+        if len(group) > 1:
+            beside = (np.arange(len(group)) - (len(group) - 1) / 2) * np.log(_APART)
+            places[group] = np.exp(logs[group].mean() + beside)
+    return places.tolist()
 
 
 def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:

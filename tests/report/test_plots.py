@@ -185,3 +185,33 @@ def test_axis_breaks_only_over_a_wide_gap():
         assert len(broken_axis([0.74, 0.76, 0.79])[1]) == 1
         assert len(broken_axis([0.5, 0.54, 0.74, 0.76, 0.79])[1]) == 2
         assert len(broken_axis([0.7])[1]) == 1
+
+
+@pytest.fixture
+def crowd(tmp_path):
+    """Every method beside LoRA, five of them with LoRA's own number of parameters, and LoRA on many targets."""
+    runs = [make_run(tmp_path, method=m, accuracy=a) for m, a in (("full", 0.8), ("head", 0.56))]
+    targets = (("q", (1, 16)), ("q,v", (1, 8)), ("k", (16,)))
+    runs += [make_run(tmp_path, r=r, targets=t) for t, rs in targets for r in rs]
+    sizes = {"adapter_h": {"bottleneck": 6}, "adapter_l": {"bottleneck": 14}, "prefix": {"prefix_length": 32},
+             "prompt": {"prefix_length": 32}, "top_layers": {"layers": 2}, "bitfit": {}}  # fmt: skip
+    runs += [make_run(tmp_path, method=method, **size) for method, size in sizes.items()]
+    return {picture.name: picture for picture in draw_pictures(find(runs, None, published()))}
+
+
+def test_many_methods_are_told_apart(crowd):
+    picture = crowd["accuracy_by_parameters"]
+    xs = np.array([x for axes in picture.figure.axes for x, _ in errorbars(axes)])
+    assert len(xs) == 13 and np.diff(np.sort(np.log(xs))).min() > 0.1, "no two points cover each other"
+    assert "stand side by side" in picture.caption
+    (legend,) = picture.figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(names) == len(set(names)) == 8 and {"LoRA on other targets", "Adapter-H, bottleneck 6"} < set(names)
+    looks = {(handle.get_color(), handle.get_marker()) for handle in legend.legend_handles}
+    assert len(looks) == 8
+    test_no_two_labels_overlap(crowd, "accuracy_by_parameters")
+
+
+def test_a_curve_against_r_has_several(crowd):
+    caption = crowd["accuracy_by_r"].caption
+    assert "of LoRA on q,v and q against r" in caption, "k was trained with one r alone"

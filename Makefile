@@ -1,5 +1,5 @@
-# make reproduce   the main job; make reproduce ARGS="--scale smoke" for its 90-second form
-# make test        the tests, without the slow ones
+# make reproduce   the main job; make reproduce ARGS="--scale smoke" for its form of a few minutes
+# make test        the tests, without the slow ones, a process a core (8 at most)
 # make setup       only .venv with everything installed, as constraints.txt pins it
 # make clean       remove .venv and caches; results/ and runs/ stay
 #
@@ -27,7 +27,7 @@ reproduce: $(INSTALLED)
 	@$(BIN)/rankprobe reproduce-paper $(ARGS)
 
 test: $(INSTALLED_DEV)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile -m "not slow" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

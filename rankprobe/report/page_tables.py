@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -45,18 +46,19 @@ class Table:
 def claims_cells(findings: Findings) -> Table:
     rows = []
     for _, c in findings.tables["claims"].iterrows():
-        digits, sign = _DECIMALS.get(c["unit"], (2 if c["unit"] == "%" else 1, False))
+        digits, sign = _decimals(c["unit"], c["measured"])
         measured = say.number(c["measured"], digits, sign=sign)
         exact = c["ci_low"] == c["ci_high"]
         ends = "exact" if exact else say.interval(c["ci_low"], c["ci_high"], digits, sign=sign)
         symbol, word = _VERDICTS[c["verdict"]]
+        published = max(2, _decimals(c["unit"], c["published"])[0])
         rows.append(
             [
                 Cell(c["statement"], c["note"]),
                 Cell(word, verdict=c["verdict"], sign=symbol),
                 Cell(_with_unit(measured, c["unit"]), ends),
                 Cell(say.MISSING if exact or not c["n"] else say.count(c["n"])),
-                Cell(_with_unit(say.number(c["published"], max(digits, 2), sign=sign), c["unit"]), c["source"]),
+                Cell(_with_unit(say.number(c["published"], published, sign=sign), c["unit"]), c["source"]),
             ]
         )
     caption = (
@@ -64,6 +66,16 @@ def claims_cells(findings: Findings) -> Table:
         "Hu et al. 2021 is the LoRA paper, arXiv:2106.09685; published numbers are of other models and tasks."
     )
     return Table(["claim", "verdict", "measured", "n", "published"], rows, caption, 2)
+
+
+def _decimals(unit: str, value: object) -> tuple[int, bool]:
+    """Digits behind the point of a value in some unit, and whether it has a sign; two of them count in a small one."""
+    if unit in _DECIMALS:
+        return _DECIMALS[unit]
+    least = 2 if unit == "%" else 1
+    if say.missing(value) or not math.isfinite(value) or value == 0:
+        return least, False
+    return min(6, max(least, 1 - math.floor(math.log10(abs(value))))), False
 
 
 def _with_unit(text: str, unit: str) -> str:
@@ -154,6 +166,7 @@ def ranks_cells(findings: Findings) -> Table | None:
     columns = ["relative_change", "stable_rank", "energy_rank_50", "energy_rank_90", "energy_rank_99"]
     rows = []
     for group in configurations(findings.runs):
+        spec = group[0]["spec"]
         mine = blocks[blocks["run_id"].isin([run["run_id"] for run in group])]
         for kind in kinds:
             of = mine[mine["kind"] == kind]
@@ -162,7 +175,7 @@ def ranks_cells(findings: Findings) -> Table | None:
                 seeds = of["run_id"].nunique()
                 rows.append(
                     [
-                        Cell(say.method_name(group[0]["spec"])),
+                        Cell(say.method_name(spec), f"on {spec['targets']}" if spec["method"] == "lora" else ""),
                         Cell(kind),
                         Cell(f"{len(of) // seeds} × {seeds} seed{'s' if seeds > 1 else ''}"),
                         Cell(say.percent(100 * medians["relative_change"])),

@@ -16,7 +16,7 @@ def low_energy_rank(evidence: Evidence) -> dict:
     measured, note = None, ""
     if len(shares):
         measured = bootstrap_median(shares["pct"])
-        note = f"median {shares['energy_rank_90'].median():g} directions of min(m, n) = {int(shares['p'].median())}"
+        note = f"median {shares['energy_rank_90'].median():.4g} directions of min(m, n) = {int(shares['p'].median())}"
     return claim_row(
         "dw-low-rank-by-energy",
         "Aghajanyan et al. 2020 and " + PAPER + "; against it Biderman et al. 2024",
@@ -98,7 +98,7 @@ def rank_over_r(evidence: Evidence) -> dict:
     if len(shares) and main:
         r = main[0]["spec"]["r"]
         measured = bootstrap_median(shares["energy_rank_90"] / r)
-        note = f"median {shares['energy_rank_90'].median():g} directions hold 90 % of the energy"
+        note = f"median {shares['energy_rank_90'].median():.4g} directions hold 90 % of the energy"
     published = evidence.published
     of = published[published["source"].str.startswith("Biderman")] if len(published) else published
     return claim_row(
@@ -126,7 +126,7 @@ def energy_over_function(evidence: Evidence) -> dict:
             energy.estimate / k, energy.low / high, energy.high / max(low, 1),
             f"the ends of both intervals; {energy.method}; {found[0]['method']}", energy.n,
         )  # fmt: skip
-        note = f"{energy.estimate:g} directions hold 90 % of the energy, k = {k:g} keeps 90 % of the gain"
+        note = f"{energy.estimate:.4g} directions hold 90 % of the energy, k = {k:g} keeps 90 % of the gain"
     return claim_row(
         "energy-rank-over-functional-rank",
         "found here",

@@ -10,7 +10,7 @@ from importlib import resources
 from rankprobe.errors import UsageError, must
 
 TUNED_ON = ("all-MiniLM-L6-v2", "docmatch")
-# An r that was not tuned on its targets takes the rate that it has on these: where both were tuned, they agree.
+# LoRA's rates on targets that are not in the table are those of these.
 _TARGETS = "q,v"
 # A step of Adam moves the weights by lr √d in a random subspace (E[PᵀP] = I): as far at every d with lr ~ 1 / √d.
 _BY_ROOT = ("did", "said")
@@ -33,7 +33,7 @@ def default_lr(method: str, size: int | None = None, targets: str | None = None)
     size : int, optional
         LoRA's r, or what the method's size is: bottleneck, prefix_length, layers, d.
     targets : str, optional
-        For lora; an r that was not tuned on them takes the rate that it has on q,v.
+        For lora; those that were not tuned take the rates of q,v.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def default_lr(method: str, size: int | None = None, targets: str | None = None)
         raise UsageError(must("lr", "be given", got, "Pass a learning rate"))
     found = _table()[method]
     if method == "lora":
-        found = {**found[_TARGETS], **found.get(targets, {})}
+        found = found.get(targets, found[_TARGETS])
     if not isinstance(found, dict):
         return float(found)
     rates = {int(k): float(v) for k, v in found.items()}

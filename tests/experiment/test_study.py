@@ -54,8 +54,7 @@ def test_rates_come_from_the_tuning_study_unless_given():
     study = Study("s", (Configuration("full"), Configuration("lora", r=8, lr=0.5)))
     assert [s.lr for s in study.specs(**PLACE)] == [default_lr("full"), 0.5]
     assert default_lr("lora", 8) == default_lr("lora", 9) and default_lr("lora", 10_000) == default_lr("lora", 64)
-    # r = 1 was tuned on q,v alone: other targets take its rate, not that of their own r = 8.
-    assert default_lr("lora", 1, "q") == default_lr("lora", 1, "up") == default_lr("lora", 1)
+    assert default_lr("lora", 1, "up") == default_lr("lora", 1), "targets that were not tuned"
     # In a subspace a step of Adam goes as far as the root of d.
     assert default_lr("did", 250) == pytest.approx(2 * default_lr("did", 1000))
 

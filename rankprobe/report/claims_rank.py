@@ -116,9 +116,14 @@ def rank_over_r(evidence: Evidence) -> dict:
 def energy_over_function(evidence: Evidence) -> dict:
     """``energy-rank-over-functional-rank``: what this project found, that energy asks for more than accuracy does."""
     shares = full_energy_shares(evidence.ranks, evidence.runs)
-    found = [row for row in functional_ranks(evidence.runs) if row.get("k")]
+    rows = functional_ranks(evidence.runs)
+    found = [row for row in rows if row.get("k")]
     measured, note = None, ""
-    if len(shares) and found:
+    if len(shares) and rows and not found:
+        # Measured, and no rank came of it: nothing is known of the ratio.
+        measured = Estimate(math.nan, -math.inf, math.inf, rows[0]["method"], rows[0]["n"])
+        note = rows[0].get("reason") or ""
+    elif len(shares) and found:
         energy = bootstrap_median(shares["energy_rank_90"])
         ks = sorted(row["k"] for row in found)
         k, low, high = ks[(len(ks) - 1) // 2], min(r["ci_low"] for r in found), max(r["ci_high"] for r in found)

@@ -31,7 +31,7 @@ def test_no_hours_left_begins_nothing_and_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = rankprobe(*SMOKE, "--hours", "1e-9")
     assert result.exit_code == 0, result.output
-    assert "Stopped after 1e-09 hours with 0 of 21 runs; the same command goes on." in result.output
+    assert "Stopped after 1e-09 hours with 0 of 22 runs; the same command goes on." in result.output
     assert not list(tmp_path.glob("runs/*/run.json"))
     claims = pd.read_csv(tmp_path / "results" / "reproduce-paper-smoke" / "tables" / "claims.csv")
     assert set(claims["verdict"]) <= {"not_run", "supported"}

@@ -43,8 +43,8 @@ def intrinsic_dim(
     parameters and the rank of full fine-tuning's dW. Tables are renewed after every run; finished runs are not redone.
     """
     from rankprobe.cli.command import command_line
-    from rankprobe.cli.intrinsic_work import render_intrinsic, say_record, show_dimensions
-    from rankprobe.cli.progress import TerminalObserver, reading
+    from rankprobe.cli.intrinsic_work import render_intrinsic, show_dimensions
+    from rankprobe.cli.progress import TerminalObserver, reading, say_record
     from rankprobe.cli.show import problem
     from rankprobe.cli.sweep import rates_of
     from rankprobe.errors import WorkError

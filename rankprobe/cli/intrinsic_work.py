@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from rankprobe.cli.progress import TerminalObserver
 from rankprobe.cli.show import print_table
 from rankprobe.experiment.intrinsic import IntrinsicSweep
 from rankprobe.experiment.store import load_runs
@@ -64,18 +63,6 @@ def answer(dimensions: pd.DataFrame) -> list[str]:
                 f"on, {row['d_pct']:.2g} % of {count(row['D'])} weights{why}."
             )
     return sentences
-
-
-def say_record(observer: TerminalObserver, record: dict, *, again: bool) -> None:
-    """A line about a run that ended; it comes a second time when its functional rank is there."""
-    metric = record["task"]["metrics"][0]
-    if again:
-        line = "functional rank measured"
-    elif record["status"] == "ok":
-        line = f"{metric} {record['metrics'][metric]:.4f}, {record['timings']['train_time_s']:.0f} s of training"
-    else:
-        line = f"{record['status']}: {record['error']}"
-    observer.say(f"{record['run_id']}: {line}")
 
 
 def show_dimensions(dimensions: pd.DataFrame) -> None:

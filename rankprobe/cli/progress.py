@@ -88,3 +88,15 @@ def reading() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[package], completed=done, visible=done < total)
 
         yield progress
+
+
+def say_record(observer: TerminalObserver, record: dict, *, again: bool) -> None:
+    """A line about a run that ended; it comes a second time when its functional rank is there."""
+    metric = record["task"]["metrics"][0]
+    if again:
+        line = "functional rank measured"
+    elif record["status"] == "ok":
+        line = f"{metric} {record['metrics'][metric]:.4f}, {record['timings']['train_time_s']:.0f} s of training"
+    else:
+        line = f"{record['status']}: {record['error']}"
+    observer.say(f"{record['run_id']}: {line}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rankprobe.cli.progress import TerminalObserver
+from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.work import Extra
 from rankprobe.errors import RankprobeError
 from rankprobe.experiment.intrinsic import IntrinsicSweep, plan_intrinsic, run_intrinsic
@@ -120,10 +120,9 @@ def _intrinsic(
 ) -> Iterator[None]:
     """Which d comes next depends on scores: the plan learns of each run as it ends."""
     for record in run_intrinsic(sweep, observer=observer, stop=stop):
-        metric = record["task"]["metrics"][0]
         if record["run_id"] not in entry["intrinsic"]:
             entry["intrinsic"].append(record["run_id"])
-        observer.say(f"{record['run_id']}: {metric} {record['metrics'].get(metric, float('nan')):.4f}")
+        say_record(observer, record, again=False)
         yield
 
 

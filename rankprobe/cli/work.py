@@ -11,7 +11,7 @@ import click
 import pandas as pd
 
 from rankprobe.cli.command import command_line
-from rankprobe.cli.progress import TerminalObserver
+from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.show import print_table, problem
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
@@ -145,7 +145,7 @@ def run_studies(
             for round_ in study.rounds():
                 said: set[str] = set()
                 for record in run_study(round_, keep_weights=keep_weights, observer=observer, stop=stop):
-                    _say(observer, record, again=record["run_id"] in said)
+                    say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
@@ -248,15 +248,3 @@ def _latency(plan: LatencyPlan | None, observer: TerminalObserver) -> None:
     if plan is not None:
         observer.begin("latency", 0)
         execute_latency(plan, observer=observer)
-
-
-def _say(observer: TerminalObserver, record: dict, *, again: bool) -> None:
-    if again:  # a run comes a second time when its functional rank is there
-        observer.say(f"{record['run_id']}: functional rank measured")
-        return
-    metric = record["task"]["metrics"][0]
-    if record["status"] == "ok":
-        seconds = f"{record['timings']['train_time_s']:.0f} s of training"
-        observer.say(f"{record['run_id']}: {metric} {record['metrics'][metric]:.4f}, {seconds}")
-    else:
-        observer.say(f"{record['run_id']}: {record['status']}: {record['error']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -69,8 +70,12 @@ def reproduce_paper(
         left_out = [study.task for study in studies if study.task in GLUE_TASKS]
         studies = tuple(study for study in studies if study.task not in GLUE_TASKS)
         click.echo(f"rankprobe: without --data-dir {', '.join(left_out)} are left out.", err=True)
+    # A folder of files is for the tasks that read one; given to a scale that has none, it is the user's mistake.
+    no_files = replace(place, data_dir=None) if scale == "medium" else place
     with reading() as progress:
-        everything = [plan_study(study, place, progress=progress) for study in studies]
+        everything = [
+            plan_study(study, place if study.task in GLUE_TASKS else no_files, progress=progress) for study in studies
+        ]
     latency = plan_latency(
         everything[0].runs[0].source,
         place.runs,
@@ -86,7 +91,7 @@ def reproduce_paper(
     todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything
     if needs:
         check_trained(only, needs, everything, scale)
-    beside = extras(chosen, everything, place, needs) if scale != "paper" else []
+    beside = extras(chosen, everything, no_files, needs) if scale != "paper" else []
     if dry_run:
         plan_lines(todo, latency if needs is None or needs.latency else None, beside)
         return

@@ -30,7 +30,24 @@ def test_dry_run_of_paper_needs_no_weights_and_counts_as_the_paper_does():
     assert "294,912" in result.output and "887,042" in result.output and "80 runs" in result.output
 
 
-@pytest.mark.parametrize("name", ["smoke", "small", "paper"])
+MEDIUM = ("reproduce-paper", "--scale", "medium", "--dry-run", "--threads", "1", "--dtype", "float32")
+
+
+def test_medium_leaves_out_the_tasks_whose_files_it_was_not_given():
+    result = run(*MEDIUM)
+    assert result.exit_code == 0, result.output
+    assert "without --data-dir sst2, mrpc, rte, cola are left out" in result.output
+    assert "intrinsic dimension: did, said" in result.output and "68 runs" in result.output
+
+
+def test_medium_reads_glue_from_a_folder_and_docmatch_from_none(shared):
+    result = run(*MEDIUM, "--data-dir", str(shared / "data"))
+    assert result.exit_code == 0, result.output
+    assert "left out" not in result.output and "92 runs" in result.output
+    assert all(f" {task} " in result.output for task in ("docmatch", "sst2", "mrpc", "rte", "cola"))
+
+
+@pytest.mark.parametrize("name", ["smoke", "small", "medium", "paper"])
 def test_scales_load_and_shift_their_seeds(name):
     scale = load_scale(name, seed=5)
     assert scale.shapes and all(study.seed == 5 for study in scale.studies)

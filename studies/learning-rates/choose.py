@@ -14,7 +14,9 @@ import pandas as pd
 from rankprobe.experiment.study import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURED = [ROOT / "results" / name / "tables" / "runs.csv" for name in ("learning-rates", "learning-rates-methods")]
+MEASURED = [ROOT / "results" / name / "tables" / "runs.csv" for name in (
+    "learning-rates", "learning-rates-methods", "learning-rates-methods-wider"
+)]
 CHOSEN = ROOT / "rankprobe" / "experiment" / "learning_rates.toml"
 HEADER = """\
 # Peak learning rates, written by studies/learning-rates/choose.py from what the studies learning-rates and

@@ -111,7 +111,8 @@ class RunSpec:
 class Configuration:
     """One thing compared: a method with its settings, run with ``seeds`` seeds.
 
-    ``lr`` None takes the rate that the committed tuning study chose; ``alpha`` None takes 2r.
+    ``lr`` None takes the rate that the committed tuning study chose; ``alpha`` None takes 2r. ``lr_grid`` holds rates
+    to choose from on tuning rows, in place of the study's factors of ``lr``.
     """
 
     method: str
@@ -126,6 +127,7 @@ class Configuration:
     prefix_length: int | None = None
     layers: int | None = None
     d: int | None = None
+    lr_grid: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -136,6 +138,9 @@ class Configuration:
             raise UsageError(must("seeds", "be at least 1", self.seeds, "Pass --seeds 1 or more"))
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UsageError(must("lr", "be above 0 and finite", self.lr, "Pass a rate such as 2e-4"))
+        check_rates("lr_grid", self.lr_grid)
+        if self.lr_grid and self.lr is not None:
+            raise UsageError(must("lr", "be left out where lr_grid is given", self.lr, "Leave one of the two out"))
         if not 0 <= self.dropout < 1:
             raise UsageError(must("dropout", "be in [0, 1)", self.dropout, "Pass --dropout 0.1, say"))
         if self.method == "lora":
@@ -161,6 +166,17 @@ class Configuration:
         """As :attr:`RunSpec.size`."""
         return getattr(self, SIZE_FIELD[self.method]) if self.method in SIZE_FIELD else None
 
+    @property
+    def rate(self) -> float:
+        """``lr``, or the tuned one of the method and size.
+
+        Raises
+        ------
+        UsageError
+            If no study tuned the method.
+        """
+        return self.lr if self.lr is not None else default_lr(self.method, self.r or self.size, self.targets)
+
     def _check_size(self) -> None:
         """Exactly the size that the method has must be given."""
         needed = SIZE_FIELD.get(self.method)
@@ -176,7 +192,11 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Study:
-    """Configurations compared on one model and one task, with everything else equal."""
+    """Configurations compared on one model and one task, with everything else equal.
+
+    ``tune`` holds factors of each configuration's rate: the grid that its own rate is chosen from, by the lowest loss
+    on the ``tuning`` rows (``tuning_size`` of them, 0 for all), with the same budget for each. Empty tunes nothing.
+    """
 
     name: str
     configurations: tuple[Configuration, ...]
@@ -195,6 +215,8 @@ class Study:
     model_dropout: float = 0.0
     seed: int = 0
     truncate: tuple[str, ...] = field(default=("full",))
+    tune: tuple[float, ...] = ()
+    tuning_size: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -203,6 +225,7 @@ class Study:
             ("max_length", 8),
             ("train_size", 0),
             ("eval_size", 0),
+            ("tuning_size", 0),
             ("seed", 0),
         ):
             if getattr(self, name) < least:
@@ -228,6 +251,26 @@ class Study:
             raise UsageError(must("a study", "compare at least one configuration", "none", "Add [[configurations]]"))
         for text in self.truncate:
             parse_configuration(text)
+        self._check_tuning()
+
+    @property
+    def tuned(self) -> bool:
+        """Whether rates are chosen by this study itself."""
+        return bool(self.tune) or any(c.lr_grid for c in self.configurations)
+
+    def _check_tuning(self) -> None:
+        """One budget for all: a method that may try more rates than another is compared at an advantage."""
+        check_rates("tune", self.tune)
+        if not self.tuned:
+            return
+        if self.split == "tuning":
+            rule = "be eval where rates are tuned: they are chosen on the tuning rows"
+            raise UsageError(must("split", rule, self.split, "Leave it out"))
+        sizes = {len(c.lr_grid or self.tune) for c in self.configurations}
+        if len(sizes) > 1:
+            rule = "have as many rates for every configuration, so that all have the same budget"
+            got = " and ".join(map(str, sorted(sizes)))
+            raise UsageError(must("lr_grid", rule, got, "Give each as many, or tune = [0.5, 1, 2] for all"))
 
     def specs(self, *, dtype: str, device: str, threads: int) -> list[RunSpec]:
         """Every run, in the order in which results become useful: all configurations once, then their next seeds.
@@ -242,7 +285,6 @@ class Study:
         for repeat in range(max(c.seeds for c in self.configurations)):
             for c in self.configurations:
                 if repeat < c.seeds:
-                    lr = c.lr if c.lr is not None else default_lr(c.method, c.r or c.size, c.targets)
                     specs.append(
                         RunSpec(
                             self.model,
@@ -255,7 +297,7 @@ class Study:
                             c.dropout,
                             c.rslora,
                             self.model_dropout,
-                            lr,
+                            c.rate,
                             self.epochs,
                             self.batch_size,
                             self.warmup_ratio,
@@ -272,6 +314,19 @@ class Study:
                         )
                     )
         return list(dict.fromkeys(specs))
+
+
+def check_rates(name: str, rates: tuple[float, ...]) -> None:
+    """Refuse rates, or factors of one, that are not above 0 and finite, or come twice.
+
+    Raises
+    ------
+    UsageError
+    """
+    if bad := [rate for rate in rates if isinstance(rate, bool) or not 0 < rate < math.inf]:
+        raise UsageError(must(name, "hold numbers above 0", bad[0], "Pass 0.5, 1 and 2, say"))
+    if len(set(rates)) < len(rates):
+        raise UsageError(must(name, "hold each number once", ", ".join(f"{r:g}" for r in rates), "Leave one out"))
 
 
 def parse_configuration(text: str) -> tuple[str, int | None]:

@@ -68,7 +68,8 @@ def study_from(table: Mapping, where: str) -> Study:
 def _combinations(row: Mapping) -> list[dict]:
     out = [{}]
     for key, value in row.items():
-        values = value if isinstance(value, list) else [value]
+        # A grid of rates is one value: what is compared is the configuration at the rate that is chosen from it.
+        values = value if isinstance(value, list) and key != "lr_grid" else [value]
         out = [{**o, key: v} for o in out for v in values]
     return out
 
@@ -83,13 +84,24 @@ def _checked(cls, table: Mapping, where: str) -> dict:
             valid = [*known, "configurations"] if cls is Study else known
             raise UsageError(must(f"key in {where}", f"be one of {', '.join(valid)}", key, nearest(key, valid)))
         hint = hints[key]
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
-        if tuple in allowed and isinstance(value, list) and all(isinstance(v, str) for v in value):
-            value = tuple(value)
+        if typing.get_origin(hint) is tuple:
+            out[key] = _checked_list(key, value, typing.get_args(hint)[0], where)
+            continue
+        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if float in allowed and type(value) is int:
             value = float(value)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            names = " or ".join("a list of texts" if a is tuple else a.__name__ for a in allowed if a is not type(None))
+            names = " or ".join(a.__name__ for a in allowed if a is not type(None))
             raise UsageError(must(f"{key} in {where}", f"be {names}", repr(value), "Correct the file"))
         out[key] = value
     return out
+
+
+def _checked_list(key: str, value: object, kind: type, where: str) -> tuple:
+    """A list whose values are all of one type; whole numbers may stand for others."""
+    kinds = (int, float) if kind is float else (kind,)
+    whole = isinstance(value, list) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
+    if not whole:
+        names = "a list of numbers" if kind is float else "a list of texts"
+        raise UsageError(must(f"{key} in {where}", f"be {names}", repr(value), "Correct the file"))
+    return tuple(kind(v) for v in value)

@@ -7,6 +7,8 @@ import tomllib
 from functools import cache
 from importlib import resources
 
+import numpy as np
+
 from rankprobe.errors import UsageError, must
 
 TUNED_ON = ("all-MiniLM-L6-v2", "docmatch")
@@ -24,7 +26,8 @@ def _table() -> dict:
 def default_lr(method: str, size: int | None = None, targets: str | None = None) -> float:
     """The tuned peak learning rate of a method; of the tuned size that is nearest in log2.
 
-    In random subspaces it is scaled by the root of the tuned d over d, which was not tuned.
+    In random subspaces it lies on the straight line in log d and log lr between the tuned ds around it; beyond them it
+    goes with one over the root of d, which was not tuned.
 
     Parameters
     ----------
@@ -49,5 +52,14 @@ def default_lr(method: str, size: int | None = None, targets: str | None = None)
     if not isinstance(found, dict):
         return float(found)
     rates = {int(k): float(v) for k, v in found.items()}
-    nearest = min(rates, key=lambda k: (abs(math.log2(k) - math.log2(size)), k))
-    return rates[nearest] * (math.sqrt(nearest / size) if method in _BY_ROOT else 1.0)
+    if method in _BY_ROOT:
+        return _in_subspace(rates, size)
+    return rates[min(rates, key=lambda k: (abs(math.log2(k) - math.log2(size)), k))]
+
+
+def _in_subspace(rates: dict[int, float], d: int) -> float:
+    """By d: a rate three times too large learns nothing, so that the nearest tuned d's will not do between two."""
+    known = sorted(rates)
+    inside = min(max(d, known[0]), known[-1])
+    lr = math.exp(np.interp(math.log(inside), np.log(known), np.log([rates[k] for k in known])))
+    return float(f"{lr * math.sqrt(inside / d):.6g}")  # the tuned rates themselves come out as they are

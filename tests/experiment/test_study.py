@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 
 import pytest
@@ -55,8 +56,14 @@ def test_rates_come_from_the_tuning_study_unless_given():
     assert [s.lr for s in study.specs(**PLACE)] == [default_lr("full"), 0.5]
     assert default_lr("lora", 8) == default_lr("lora", 9) and default_lr("lora", 10_000) == default_lr("lora", 64)
     assert default_lr("lora", 1, "up") == default_lr("lora", 1), "targets that were not tuned"
-    # In a subspace a step of Adam goes as far as the root of d.
-    assert default_lr("did", 250) == pytest.approx(2 * default_lr("did", 1000))
+
+
+def test_rates_in_subspaces_lie_between_the_tuned_ones_and_go_with_the_root_of_d_beyond():
+    at = {d: default_lr("did", d) for d in (250, 1000, 3162, 10_000, 40_000)}
+    assert at[1000] == 1.0 and at[10_000] == 0.1 and default_lr("said", 1000) == 0.3, "as tuned, to the last bit"
+    assert at[3162] == pytest.approx(math.sqrt(at[1000] * at[10_000]), rel=1e-3)
+    assert at[250] == 2 * at[1000] and at[40_000] == at[10_000] / 2
+    assert default_lr("said", 4000) == pytest.approx(default_lr("said", 1000) / 2), "one tuned d alone"
 
 
 def test_a_run_has_the_id_that_it_had_before_other_methods_came():

@@ -33,6 +33,7 @@ _COMMANDS = {
     "params": ("params", "params"),
     "data": ("data", "data"),
     "report": ("report", "report"),
+    "status": ("status", "status"),
 }
 
 

@@ -68,6 +68,25 @@ def release_output(out: Path) -> None:
         out.rmdir()
 
 
+def study_plan(out: Path) -> dict:
+    """The plan of a folder of sweep or reproduce-paper.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or it is of a command without runs.
+    """
+    plan = read_plan(out)
+    rule = "be an output folder of sweep or reproduce-paper"
+    if plan is None:
+        raise UsageError(must("DIR", rule, out, "Pass one with plan.json"))
+    if "inputs" in plan:  # of spectrum or compare, whose pages are made from the weights
+        raise UsageError(must("DIR", rule, f"{out}, the {plan['name']}", f"Run again: {plan.get('command')}"))
+    if not isinstance(plan.get("runs"), list):
+        raise UsageError(must(f"{Path(out) / PLAN_FILE}", "name runs", "none", "Run the command that wrote it again"))
+    return plan
+
+
 def read_plan(out: Path) -> dict | None:
     """An output folder's plan; None where there is none.
 

@@ -99,12 +99,21 @@ class RunSpec:
         return getattr(self, SIZE_FIELD[self.method]) if self.method in SIZE_FIELD else None
 
     @property
-    def label(self) -> str:
-        """Short name for progress lines: ``LoRA r=8 q,v seed 0``, ``adapter_h bottleneck=16 seed 0``."""
+    def what(self) -> str:
+        """Short name of what is trained, whatever its seed: ``LoRA r=8 q,v``, ``adapter_h bottleneck=16``."""
         what = {"head": "head only", "lora": f"LoRA r={self.r} {self.targets}"}.get(self.method, self.method)
-        if self.size is not None:
-            what += f" {SIZE_FIELD[self.method]}={self.size}"
-        return f"{what} seed {self.seed}"
+        return what if self.size is None else f"{what} {SIZE_FIELD[self.method]}={self.size}"
+
+    @property
+    def label(self) -> str:
+        """Short name for progress lines: ``LoRA r=8 q,v seed 0``."""
+        return f"{self.what} seed {self.seed}"
+
+    @property
+    def configuration(self) -> str:
+        """What all seeds of a configuration share, for people: ``docmatch: LoRA r=8 q,v, lr 0.002``."""
+        rows = " (tuning rows)" if self.split == "tuning" else ""
+        return f"{self.task}{rows}: {self.what}, lr {self.lr:g}"
 
 
 @dataclass(frozen=True)

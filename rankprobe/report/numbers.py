@@ -131,10 +131,10 @@ def count(value: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Seconds, or minutes and seconds.
+    """Seconds, or minutes and seconds, or hours and minutes.
 
-    >>> duration(81.2), duration(754.0), duration(3.14)
-    ('81 s', '12 min 34 s', '3.1 s')
+    >>> duration(81.2), duration(754.0), duration(3.14), duration(7501)
+    ('81 s', '12 min 34 s', '3.1 s', '2 h 5 min')
     """
     if missing(seconds):
         return MISSING
@@ -143,7 +143,7 @@ def duration(seconds: object) -> str:
     if seconds < 180:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def memory(size_bytes: object) -> str:

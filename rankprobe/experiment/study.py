@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.weights.architecture import canonical_targets
+from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 
 METHODS = (
     "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
@@ -25,7 +26,7 @@ SIZE_FIELD = {
     "said": "d",
 }
 SIZES = tuple(dict.fromkeys(SIZE_FIELD.values()))
-_LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora")
+_LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora", "rank_pattern")
 _EXAMPLE_SIZE = {"layers": 2, "bottleneck": 16, "prefix_length": 16, "d": 1000}
 # What torch's generators take, with room for the seeds of repeats and epochs.
 MAX_SEED = 2**32 - 1
@@ -63,6 +64,9 @@ class RunSpec:
         CPU threads: sums are ordered by them.
     bottleneck, prefix_length, layers, d : int or None
         The size of the other methods, as :data:`SIZE_FIELD` says which has which.
+    rank_pattern : RankPattern or None
+        r by matrix, where LoRA's differ; ``r`` is then that of the matrices that no key names, and what the learning
+        rate is chosen for. ``alpha / r`` is the same for all.
     """
 
     model: str
@@ -92,6 +96,7 @@ class RunSpec:
     prefix_length: int | None = None
     layers: int | None = None
     d: int | None = None
+    rank_pattern: RankPattern | None = None
 
     @property
     def size(self) -> int | None:
@@ -101,7 +106,9 @@ class RunSpec:
     @property
     def label(self) -> str:
         """Short name for progress lines: ``LoRA r=8 q,v seed 0``, ``adapter_h bottleneck=16 seed 0``."""
-        what = {"head": "head only", "lora": f"LoRA r={self.r} {self.targets}"}.get(self.method, self.method)
+        by_matrix = " by matrix" if self.rank_pattern else ""
+        lora = f"LoRA r={self.r}{by_matrix} {self.targets}"
+        what = {"head": "head only", "lora": lora}.get(self.method, self.method)
         if self.size is not None:
             what += f" {SIZE_FIELD[self.method]}={self.size}"
         return f"{what} seed {self.seed}"
@@ -111,7 +118,8 @@ class RunSpec:
 class Configuration:
     """One thing compared: a method with its settings, run with ``seeds`` seeds.
 
-    ``lr`` None takes the rate that the committed tuning study chose; ``alpha`` None takes 2r.
+    ``lr`` None takes the rate that the committed tuning study chose; ``alpha`` None takes 2r. ``rank_pattern`` may be
+    any mapping; see :class:`RunSpec`.
     """
 
     method: str
@@ -126,6 +134,7 @@ class Configuration:
     prefix_length: int | None = None
     layers: int | None = None
     d: int | None = None
+    rank_pattern: RankPattern | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -145,6 +154,8 @@ class Configuration:
                 raise UsageError(must("alpha", "be above 0 and finite", self.alpha, "Pass --alpha 16, say"))
             object.__setattr__(self, "targets", canonical_targets("q,v" if self.targets is None else self.targets))
             object.__setattr__(self, "alpha", float(self.alpha if self.alpha is not None else 2 * self.r))
+            if self.rank_pattern is not None:
+                object.__setattr__(self, "rank_pattern", canonical_pattern(self.rank_pattern))
         elif given := [f for f in _LORA_FIELDS if getattr(self, f) not in (None, 0.0, False)]:
             raise UsageError(
                 must(
@@ -268,7 +279,7 @@ class Study:
                             dtype,
                             device,
                             threads,
-                            **{name: getattr(c, name) for name in SIZES},
+                            **{name: getattr(c, name) for name in (*SIZES, "rank_pattern")},
                         )
                     )
         return list(dict.fromkeys(specs))

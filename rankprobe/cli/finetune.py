@@ -18,6 +18,8 @@ from rankprobe.cli.options import METHODS
 @click.option("--r", type=int, default=None, help="LoRA's r.  [default: 8]")
 @o.size_options
 @o.lora_options
+@click.option("--rank-pattern", default=None, metavar="FILE.json",
+              help="LoRA's r by matrix: rank_pattern.json of rankprobe allocate; --r is for those it does not name.")
 @click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: tuned for MiniLM on docmatch]")
 @o.model_option
 @o.task_options
@@ -28,7 +30,9 @@ from rankprobe.cli.options import METHODS
 @click.option(
     "--truncate/--no-truncate", default=False, help="Measure functional rank too: accuracy against kept rank."
 )
-def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **options) -> None:
+def finetune(
+    method: str, r: int | None, rank_pattern: str | None, lr: float | None, truncate: bool, **options
+) -> None:  # fmt: skip
     """Fine-tune a model once, fully, with LoRA or another method, and decompose its dW.
 
     The run's folder holds run.json, predictions.csv, history.csv, what was trained (a LoRA adapter in PEFT's format),
@@ -46,6 +50,7 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     from rankprobe.errors import UsageError, WorkError, must
     from rankprobe.experiment.store import load_runs
     from rankprobe.experiment.study import SIZES, Configuration, Study
+    from rankprobe.experiment.study_file import read_rank_pattern
     from rankprobe.experiment.sweep import plan_study, run_study
 
     if method == "lora":
@@ -55,8 +60,9 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
             "targets": options["targets"],
             "dropout": options["dropout"],
             "rslora": options["rslora"],
+            "rank_pattern": read_rank_pattern(rank_pattern),
         }
-    elif typed := o.given("r", "alpha", "targets", "dropout", "rslora"):
+    elif typed := o.given("r", "alpha", "targets", "dropout", "rslora", "rank_pattern"):
         raise UsageError(
             must(
                 " and ".join(typed),

@@ -101,7 +101,7 @@ def prepare(spec: RunSpec, source: ModelSource, task: Task) -> Prepared:
     total = sum(p.numel() for p in model.parameters())
     applied = apply_method(
         model, head, spec.method, r=spec.r, alpha=spec.alpha, targets=spec.targets, dropout=spec.dropout,
-        rslora=spec.rslora, size=spec.size, seed=spec.seed,
+        rslora=spec.rslora, size=spec.size, seed=spec.seed, rank_pattern=spec.rank_pattern,
     )  # fmt: skip
     return Prepared(model, tokenizer, head, applied.layers, applied.trainee, total)
 

@@ -20,6 +20,7 @@ from rankprobe.methods.head import head_parameters
 from rankprobe.methods.prefix import check_prefix
 from rankprobe.weights.architecture import canonical_targets, max_positions
 from rankprobe.weights.pretrained import load_config
+from rankprobe.weights.rank_pattern import RankPattern
 from rankprobe.weights.source import ModelSource
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ class Setting:
     targets, r : str, int; None unless the method is lora
     size : int or None
         Bottleneck, prefix length, layers or d: :data:`rankprobe.experiment.study.SIZE_FIELD` says which.
+    rank_pattern : RankPattern or None
+        LoRA's r by matrix, where they differ.
     """
 
     method: str
     targets: str | None = None
     r: int | None = None
     size: int | None = None
+    rank_pattern: RankPattern | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,9 @@ def count(
     in_head = sum(p.numel() for name, p in model.named_parameters() if name in head)
     # alpha scales and counts nothing.
     trainee = apply_method(
-        model, head, setting.method, r=setting.r, alpha=1.0, targets=setting.targets, size=setting.size
-    ).trainee
+        model, head, setting.method, r=setting.r, alpha=1.0, targets=setting.targets, size=setting.size,
+        rank_pattern=setting.rank_pattern,
+    ).trainee  # fmt: skip
     # The head's own parameters, by identity: what wraps the model may name them otherwise.
     heads = {id(p) for name, p in model.named_parameters() if name in head}
     trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad and id(p) not in heads)
@@ -179,7 +184,7 @@ def check_fit(
         check_length(spec.max_length, model, "max_length")
         if spec.prefix_length is not None:
             check_prefix(model, spec.prefix_length, spec.max_length)
-        setting = Setting(spec.method, spec.targets, spec.r, spec.size)
+        setting = Setting(spec.method, spec.targets, spec.r, spec.size, spec.rank_pattern)
         if setting not in seen:
             seen.add(setting)
             count(config, setting, problem=problem, num_labels=num_labels)
@@ -202,7 +207,7 @@ def parameter_counts(runs: Iterable[PlannedRun]) -> dict[str, int]:
     counts, found = {}, {}
     for run in runs:
         spec, labels = run.spec, max(1, len(run.task.labels))
-        setting = Setting(spec.method, spec.targets, spec.r, spec.size)
+        setting = Setting(spec.method, spec.targets, spec.r, spec.size, spec.rank_pattern)
         key = (str(run.source.path), setting, run.task.problem, labels)
         if key not in found:
             config = load_config(str(run.source.path))

@@ -33,12 +33,14 @@ def run_id(spec: RunSpec, *, model_sha256: str, tokenizer_sha256: str, task_sha2
     for label in ("model", "task"):
         content.pop(label)
     # Methods came one after the other: a run that has no such size keeps the id that it had before there were any.
-    content = {key: value for key, value in content.items() if key not in SIZES or value is not None}
+    later = (*SIZES, "rank_pattern")
+    content = {key: value for key, value in content.items() if key not in later or value is not None}
     content |= {"model_sha256": model_sha256, "tokenizer_sha256": tokenizer_sha256, "task_sha256": task_sha256,
                 "semantics": SEMANTICS}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     kinds = (spec.targets or "").replace(",", "")
-    size = f"-r{spec.r}-{kinds if kinds.isalpha() else 'custom'}" if spec.method == "lora" else ""
+    by_matrix = "-by-matrix" if spec.rank_pattern else ""
+    size = f"-r{spec.r}{by_matrix}-{kinds if kinds.isalpha() else 'custom'}" if spec.method == "lora" else ""
     if spec.size is not None:
         size = f"-{spec.size}"
     return f"{spec.method}{size}-{spec.split}-s{spec.seed}-{digest}"

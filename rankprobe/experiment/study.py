@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.weights.architecture import canonical_targets
+from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 
 METHODS = (
     "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
@@ -25,7 +26,7 @@ SIZE_FIELD = {
     "said": "d",
 }
 SIZES = tuple(dict.fromkeys(SIZE_FIELD.values()))
-_LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora")
+_LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora", "rank_pattern")
 _EXAMPLE_SIZE = {"layers": 2, "bottleneck": 16, "prefix_length": 16, "d": 1000}
 # What torch's generators take, with room for the seeds of repeats and epochs.
 MAX_SEED = 2**32 - 1
@@ -63,6 +64,9 @@ class RunSpec:
         CPU threads: sums are ordered by them.
     bottleneck, prefix_length, layers, d : int or None
         The size of the other methods, as :data:`SIZE_FIELD` says which has which.
+    rank_pattern : RankPattern or None
+        r by matrix, where LoRA's differ; ``r`` is then that of the matrices that no key names, and what the learning
+        rate is chosen for. ``alpha / r`` is the same for all.
     """
 
     model: str
@@ -92,6 +96,7 @@ class RunSpec:
     prefix_length: int | None = None
     layers: int | None = None
     d: int | None = None
+    rank_pattern: RankPattern | None = None
 
     @property
     def size(self) -> int | None:
@@ -101,7 +106,9 @@ class RunSpec:
     @property
     def what(self) -> str:
         """Short name of what is trained, whatever its seed: ``LoRA r=8 q,v``, ``adapter_h bottleneck=16``."""
-        what = {"head": "head only", "lora": f"LoRA r={self.r} {self.targets}"}.get(self.method, self.method)
+        by_matrix = " by matrix" if self.rank_pattern else ""
+        lora = f"LoRA r={self.r}{by_matrix} {self.targets}"
+        what = {"head": "head only", "lora": lora}.get(self.method, self.method)
         return what if self.size is None else f"{what} {SIZE_FIELD[self.method]}={self.size}"
 
     @property
@@ -120,13 +127,14 @@ class RunSpec:
 class Configuration:
     """One thing compared: a method with its settings, run with ``seeds`` seeds.
 
-    ``lr`` None takes the rate that the committed tuning study chose; ``alpha`` None takes 2r. ``lr_grid`` holds rates
-    to choose from on tuning rows, in place of the study's factors of ``lr``.
+    ``lr`` None takes the rate that the committed tuning study chose. ``alpha`` may be a rule, as :func:`alpha_of` has
+    it, and is a number from then on; None takes 2r. ``lr_grid`` holds rates to choose from on tuning rows, in place of
+    the study's factors of ``lr``. ``rank_pattern`` may be any mapping; see :class:`RunSpec`.
     """
 
     method: str
     r: int | None = None
-    alpha: float | None = None
+    alpha: float | str | None = None
     targets: str | None = None
     dropout: float = 0.0
     rslora: bool = False
@@ -136,6 +144,7 @@ class Configuration:
     prefix_length: int | None = None
     layers: int | None = None
     d: int | None = None
+    rank_pattern: RankPattern | None = None
     lr_grid: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -155,10 +164,10 @@ class Configuration:
         if self.method == "lora":
             if self.r is None or self.r < 1:
                 raise UsageError(must("r", "be at least 1", self.r, "Pass --r 8, say"))
-            if self.alpha is not None and not 0 < self.alpha < math.inf:
-                raise UsageError(must("alpha", "be above 0 and finite", self.alpha, "Pass --alpha 16, say"))
             object.__setattr__(self, "targets", canonical_targets("q,v" if self.targets is None else self.targets))
-            object.__setattr__(self, "alpha", float(self.alpha if self.alpha is not None else 2 * self.r))
+            object.__setattr__(self, "alpha", alpha_of("2r" if self.alpha is None else self.alpha, self.r))
+            if self.rank_pattern is not None:
+                object.__setattr__(self, "rank_pattern", canonical_pattern(self.rank_pattern))
         elif given := [f for f in _LORA_FIELDS if getattr(self, f) not in (None, 0.0, False)]:
             raise UsageError(
                 must(
@@ -319,10 +328,32 @@ class Study:
                             dtype,
                             device,
                             threads,
-                            **{name: getattr(c, name) for name in SIZES},
+                            **{name: getattr(c, name) for name in (*SIZES, "rank_pattern")},
                         )
                     )
         return list(dict.fromkeys(specs))
+
+
+def alpha_of(rule: float | str, r: int) -> float:
+    """LoRA's alpha by a number, or by a multiple of r.
+
+    >>> alpha_of(16, 4), alpha_of("2r", 4), alpha_of("r", 4), alpha_of("0.5r", 4)
+    (16.0, 8.0, 4.0, 2.0)
+
+    Raises
+    ------
+    UsageError
+        If it is neither, or not above 0 and finite.
+    """
+    text = str(rule).strip()
+    factor = text.removesuffix("r")
+    try:
+        alpha = (float(factor) if factor else 1.0) * (r if factor != text else 1)
+    except ValueError:
+        alpha = math.nan
+    if not 0 < alpha < math.inf:
+        raise UsageError(must("alpha", "be above 0 and finite, or a multiple of r such as 2r", rule, "Pass 16 or 2r"))
+    return alpha
 
 
 def check_rates(name: str, rates: tuple[float, ...]) -> None:

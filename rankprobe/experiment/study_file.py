@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.study import METHODS, Configuration, Study, nearest, parse_configuration
+from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 
 
 def load_study(path: Path) -> Study:
@@ -50,7 +52,9 @@ def study_from(table: Mapping, where: str) -> Study:
             next_step = "Leave it out for the default"
             raise UsageError(must(f"{empty[0]} in {where}", "have a value", "an empty list", next_step))
         for combination in _combinations(row):
-            configurations.append(Configuration(**_checked(Configuration, combination, where)))
+            pattern = read_rank_pattern(combination.pop("rank_pattern", None), where)
+            settings = _checked(Configuration, combination, where)
+            configurations.append(Configuration(**settings, rank_pattern=pattern))
     study = Study(configurations=tuple(configurations), **_checked(Study, table, where))
     for text in study.truncate if "truncate" in table else ():
         if parse_configuration(text) not in {(c.method, c.r) for c in configurations}:
@@ -63,6 +67,39 @@ def study_from(table: Mapping, where: str) -> Study:
                 )
             )
     return study
+
+
+def read_rank_pattern(value: object, where: str = "") -> RankPattern | None:
+    """A configuration's r by matrix: a table of them, or a JSON file of one, as ``rankprobe allocate`` writes it.
+
+    Parameters
+    ----------
+    value : mapping of str to int, str or None
+        A file's path is relative to the study file.
+    where : str
+        The study file.
+
+    Raises
+    ------
+    UsageError
+        If the file is missing, not JSON, or holds something else.
+    """
+    if value is None or isinstance(value, Mapping):
+        return None if value is None else canonical_pattern(value)
+    what, next_step = f"rank_pattern in {where}" if where else "rank_pattern", "Pass rank_pattern.json of an allocation"
+    if not isinstance(value, str | Path):
+        raise UsageError(must(what, "be a table of r by matrix, or the path of a JSON file", repr(value), next_step))
+    path = Path(where).parent / value
+    try:
+        table = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(must(what, "be a JSON file", f"{path} ({error.strerror})", next_step)) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(must(f"{path}", "be JSON", error, next_step)) from None
+    if not isinstance(table, dict) or "peft_type" in table:
+        got = "PEFT's config, which does not name what stays as it is" if isinstance(table, dict) else "a list or value"
+        raise UsageError(must(f"{path}", "hold one r for each matrix", got, next_step))
+    return canonical_pattern(table)
 
 
 def _combinations(row: Mapping) -> list[dict]:

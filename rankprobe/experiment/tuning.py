@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ COLUMNS = [
     "at_end", "run_id",
 ]  # fmt: skip
 # What of a spec says which configuration of the study a tuning run is of; the rest is the study's.
-_SAME = ("method", "r", "alpha", "targets", "dropout", "rslora", *SIZES)
+_SAME = ("method", "r", "alpha", "targets", "dropout", "rslora", "rank_pattern", *SIZES)
 
 
 def rates_to_try(study: Study, configuration: Configuration) -> tuple[float, ...]:
@@ -96,7 +97,7 @@ def tuning_table(records: Sequence[dict]) -> pd.DataFrame:
             {name: spec.get(name) for name in ("method", "r", "alpha", "targets", "lr")}
             | {"size": size, "status": record["status"], "metric": metric, "score": metrics.get(metric),
                "loss": metrics.get("loss"), "n_tuning": record["task"]["n_eval"], "run_id": record["run_id"]}
-            | {"group": tuple((name, spec.get(name)) for name in _SAME)}
+            | {"group": _key(spec)}
         )  # fmt: skip
     table = pd.DataFrame(rows, columns=[*COLUMNS, "group"])
     table["group"] = pd.factorize(table["group"])[0]
@@ -117,7 +118,12 @@ def _once(configurations: Sequence[Configuration]) -> list[Configuration]:
 
 
 def _is_of(record: dict, configuration: Configuration) -> bool:
-    return all(record["spec"].get(name) == getattr(configuration, name) for name in _SAME)
+    return _key(record["spec"]) == _key(asdict(configuration))
+
+
+def _key(spec: Mapping) -> str:
+    """As text, since a rank pattern is a list in a record and a tuple in a spec, and lacks in records of before."""
+    return json.dumps([spec.get(name) for name in _SAME])
 
 
 def _label(configuration: Configuration) -> str:

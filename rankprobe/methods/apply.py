@@ -16,6 +16,7 @@ from rankprobe.methods.prefix import apply_prefix, apply_prompt
 from rankprobe.methods.random_subspace import RandomSubspace
 from rankprobe.methods.top_layers import apply_top_layers
 from rankprobe.weights.architecture import model_shapes, target_sites
+from rankprobe.weights.rank_pattern import RankPattern, ranks_by_site
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def apply_method(
     rslora: bool = False,
     size: int | None = None,
     seed: int = 0,
+    rank_pattern: RankPattern | None = None,
 ) -> Applied:
     """Put a method on a model, in place: the method's parameters and the head's require a gradient, no others.
 
@@ -64,6 +66,8 @@ def apply_method(
         The others': blocks, bottleneck, prefix length or d.
     seed : int
         Of what the method draws.
+    rank_pattern : RankPattern, optional
+        LoRA's r by matrix, where they differ.
 
     Raises
     ------
@@ -81,7 +85,9 @@ def apply_method(
                 raise UsageError(must("The method head", rule, "a language model", "Choose another method"))
         case "lora":
             sites = target_sites(model_shapes(model), targets)
-            return Applied(model, apply_lora(model, sites, r, alpha, dropout=dropout, rslora=rslora, seed=seed))
+            ranks = None if rank_pattern is None else ranks_by_site(sites, r, rank_pattern)
+            layers = apply_lora(model, sites, r, alpha, dropout=dropout, rslora=rslora, seed=seed, ranks=ranks)
+            return Applied(model, layers)
         case "bitfit":
             apply_bitfit(model)
         case "top_layers":

@@ -7,7 +7,7 @@ disk they are stacked into one adapter of the fused module, which PEFT reads as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,15 @@ class LoRALayer(nn.Module):
         Frozen here; kept by reference.
     sites : list of WeightSite
         The parts to adapt, each with factors of its own; all belong to ``base``.
-    r : int
-    alpha : float
+    r, alpha : int, float
     rslora : bool
         Whether the scaling is ``alpha / sqrt(r)`` instead of ``alpha / r``.
     dropout : float
         On the adapter's input, as in the paper.
     generator : torch.Generator
         For the initial A.
+    rs : sequence of int, optional
+        r of each site, where they differ; alpha goes with it, ``alpha * rs[i] / r``.
 
     Attributes
     ----------
@@ -46,6 +47,8 @@ class LoRALayer(nn.Module):
         Kaiming-uniform with a = sqrt(5) at start, as loralib and PEFT do; the paper's text says Gaussian.
     B : ParameterList of shape (part's out_features, r) each
         Zero at start, so that dW = 0.
+    scalings : list of float
+        Of each site; all of them ``scaling`` but for rsLoRA with several r.
     """
 
     def __init__(
@@ -57,17 +60,23 @@ class LoRALayer(nn.Module):
         rslora: bool,
         dropout: float,
         generator: torch.Generator,
+        rs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.base, self.sites = base, sites
         self.r, self.alpha, self.rslora, self.dropout = r, alpha, rslora, dropout
         self.scaling = scaling_of(alpha, r, rslora)
+        self.rs = list(rs) if rs is not None else [r] * len(sites)
+        self.scalings = [self.scaling if k == r else scaling_of(alpha * k / r, k, rslora) for k in self.rs]
         base.requires_grad_(False)
         # The base may be held in half precision for speed; the factors are what is trained and stay float32.
         bound = 1 / math.sqrt(sites[0].shape[1])
-        A = [torch.empty(r, s.shape[1]).uniform_(-bound, bound, generator=generator) for s in sites]
+        A = [torch.empty(k, s.shape[1]).uniform_(-bound, bound, generator=generator)
+             for s, k in zip(sites, self.rs, strict=True)]  # fmt: skip
         self.A = nn.ParameterList(a.to(base.weight.device) for a in A)
-        self.B = nn.ParameterList(torch.zeros(s.shape[0], r, device=base.weight.device) for s in sites)
+        self.B = nn.ParameterList(
+            torch.zeros(s.shape[0], k, device=base.weight.device) for s, k in zip(sites, self.rs, strict=True)
+        )
         self._W0: Tensor | None = None
 
     @property
@@ -81,12 +90,12 @@ class LoRALayer(nn.Module):
         if self.merged:
             return out
         h = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        for site, A, B in zip(self.sites, self.A, self.B, strict=True):
+        for site, A, B, scaling in zip(self.sites, self.A, self.B, self.scalings, strict=True):
             update = F.linear(F.linear(h, A), B)
             if site.rows is None:
-                out = torch.add(out, update, alpha=self.scaling)
+                out = torch.add(out, update, alpha=scaling)
             else:
-                site.rows.view(out, -1).add_(site.rows.shaped(update, -1), alpha=self.scaling)
+                site.rows.view(out, -1).add_(site.rows.shaped(update, -1), alpha=scaling)
         return out
 
     @torch.no_grad()
@@ -95,8 +104,8 @@ class LoRALayer(nn.Module):
         if self.merged:
             return
         W0 = self.base.weight.detach().clone()
-        for site, A, B in zip(self.sites, self.A, self.B, strict=True):
-            dW = self.scaling * (B.double() @ A.double())
+        for site, A, B, scaling in zip(self.sites, self.A, self.B, self.scalings, strict=True):
+            dW = scaling * (B.double() @ A.double())
             site.set_(self.base.weight, site.get(W0).double() + dW)
         self._W0 = W0
 
@@ -110,26 +119,36 @@ class LoRALayer(nn.Module):
     def factors(self) -> Factors:
         """The update of the whole base matrix as one pair of factors (stacked where parts have their own).
 
-        With P parts the pair has r' = P r, and an alpha that keeps the scaling under PEFT's rule for that r'.
+        The pair's r' is the sum of the parts' (P r for P parts), its alpha keeps the scaling under PEFT's rule for that
+        r'. Where parts have scalings of their own, B takes up how they differ.
         """
         if self.sites[0].rows is None:
             return Factors(self.B[0].data, self.A[0].data, self.alpha, self.scaling)
-        parts = len(self.sites)
         out_features = self.base.weight.shape[1 if self.sites[0].transposed else 0]
-        B = torch.zeros(out_features, parts * self.r)
-        for i, (site, part) in enumerate(zip(self.sites, self.B, strict=True)):
-            site.rows.view(B[:, i * self.r : (i + 1) * self.r]).copy_(site.rows.shaped(part.data))
-        alpha = self.alpha * (math.sqrt(parts) if self.rslora else parts)
+        B = torch.zeros(out_features, sum(self.rs))
+        first = 0
+        for site, part, k, scaling in zip(self.sites, self.B, self.rs, self.scalings, strict=True):
+            place = site.rows.view(B[:, first : first + k])
+            place.copy_(site.rows.shaped(part.data if scaling == self.scaling else part.data * scaling / self.scaling))
+            first += k
+        times = first / self.r
+        alpha = self.alpha * (math.sqrt(times) if self.rslora else times)
         return Factors(B, torch.cat([a.data for a in self.A]), alpha, self.scaling)
 
 
-def check_rank(r: int, sites: list[WeightSite]) -> None:
-    """Refuse an r that is not in 1 .. min(m, n) of every target.
+def check_rank(r: int, sites: list[WeightSite], ranks: Mapping[str, int] | None = None) -> None:
+    """Refuse an r that is not in 1 .. min(m, n) of every target, or in 0 .. min(m, n) of each where they differ.
 
     Raises
     ------
     UsageError
     """
+    if ranks is not None:
+        for site in sites:
+            if not 0 <= ranks[site.name] <= min(site.shape):
+                rule = f"be from 0 to min(m, n) = {min(site.shape)}"
+                raise UsageError(must(f"r of {site.name}", rule, ranks[site.name], "Correct rank_pattern"))
+        return
     largest = min(min(s.shape) for s in sites)
     if not 1 <= r <= largest:
         tight = min(sites, key=lambda s: min(s.shape))
@@ -145,6 +164,7 @@ def apply_lora(
     dropout: float = 0.0,
     rslora: bool = False,
     seed: int = 0,
+    ranks: Mapping[str, int] | None = None,
 ) -> dict[str, LoRALayer]:
     """Replace every target's layer by a :class:`LoRALayer`, in place.
 
@@ -157,6 +177,9 @@ def apply_lora(
         ``scaling = alpha / r`` (``alpha / sqrt(r)`` with rsLoRA).
     seed : int
         For A's initial values, drawn on the CPU so that they do not depend on the device.
+    ranks : mapping of str to int, optional
+        r of each site by its name, where they differ, from :func:`rankprobe.weights.rank_pattern.ranks_by_site`; a site
+        of r = 0 stays as it is. alpha goes with r: ``alpha * ranks[name] / r``, so that ``alpha / r`` is one for all.
 
     Returns
     -------
@@ -168,14 +191,18 @@ def apply_lora(
     UsageError
         If r is out of range for a target.
     """
-    check_rank(r, sites)
+    check_rank(r, sites, ranks)
     generator = torch.Generator().manual_seed(seed)
     by_module: dict[str, list[WeightSite]] = {}
     for site in sites:
-        by_module.setdefault(site.module, []).append(site)
+        if ranks is None or ranks[site.name]:
+            by_module.setdefault(site.module, []).append(site)
     layers = {}
     for path, parts in by_module.items():
-        layers[path] = LoRALayer(model.get_submodule(path), parts, r, alpha, rslora, dropout, generator)
+        rs = [r if ranks is None else ranks[site.name] for site in parts]
+        largest, base = max(rs), model.get_submodule(path)
+        of_r = alpha if largest == r else alpha * largest / r
+        layers[path] = LoRALayer(base, parts, largest, of_r, rslora, dropout, generator, rs)
         _replace(model, path, layers[path])
     return layers
 
@@ -241,7 +268,7 @@ def lora_deltas(layers: Mapping[str, LoRALayer]) -> Iterator[Delta]:
     """The updates as factors, one Delta a site; a fused matrix adapted whole yields q, k and v."""
     for layer in layers.values():
         W0 = layer._W0 if layer.merged else layer.base.weight.detach()
-        for site, A, B in zip(layer.sites, layer.A, layer.B, strict=True):
+        for site, A, B, scaling in zip(layer.sites, layer.A, layer.B, layer.scalings, strict=True):
             parts = weight_sites({site.parameter: tuple(W0.shape)}) if site.kind in FUSED_KINDS else [site]
             for part in parts:
                 whole = site.rows is not None or part.rows is None
@@ -255,7 +282,7 @@ def lora_deltas(layers: Mapping[str, LoRALayer]) -> Iterator[Delta]:
                     float(part.get(W0).double().norm()),
                     B=B.detach() if whole else part.rows.get(B.detach()),
                     A=A.detach(),
-                    scaling=layer.scaling,
+                    scaling=scaling,
                 )
 
 

@@ -15,7 +15,7 @@ from rankprobe.report.comparison import (
     main_lora,
     standing_for,
 )
-from rankprobe.report.numbers import method_name
+from rankprobe.report.numbers import method_name, targets_name
 from rankprobe.report.verdicts import MARGIN_POINTS, PAPER, Evidence, claim_row, in_points, three_seeds
 
 OTHERS = tuple(m for m in METHODS if m not in ("full", "head", "lora", "did", "said"))
@@ -108,7 +108,7 @@ def budget_groups(runs: list[dict]) -> dict[str, list[dict]]:
     for group in configurations(runs) if main else []:
         ok = finished_ok(group)
         if ok and ok[0]["spec"]["method"] == "lora" and ok[0]["params"]["method"] == main[0]["params"]["method"]:
-            targets = ok[0]["spec"]["targets"]
+            targets = targets_name(ok[0]["spec"])
             found[targets] = max(found.get(targets, []), ok, key=len)
     return found
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.study import METHODS
-from rankprobe.report.numbers import size_of
+from rankprobe.report.numbers import size_of, targets_name
 from rankprobe.report.stats import MIN_SEEDS, Estimate, bootstrap_mean, paired_difference, score_interval, t_interval
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
@@ -86,7 +86,7 @@ def configurations(runs: list[dict]) -> list[list[dict]]:
         return (
             _ORDER.get(spec["method"], 98),
             spec["method"],
-            spec.get("targets") or "",
+            targets_name(spec) or "",
             spec.get("r") or size_of(spec) or 0,
             spec.get("alpha") or 0.0,
             spec["lr"],
@@ -114,13 +114,17 @@ def full_reference(groups: list[list[dict]]) -> list[dict]:
 
 
 def main_lora(runs: list[dict]) -> list[dict]:
-    """The LoRA configuration that stands for LoRA: most finished seeds, on q and v, r nearest to 8, then score."""
+    """The LoRA configuration that stands for LoRA: most finished seeds, on q and v, r nearest to 8, then score.
+
+    One whose r differs by matrix does not.
+    """
 
     def key(group: list[dict]) -> tuple:
         r, targets = (group[0]["spec"][name] for name in ("r", "targets"))
         return len(group), targets == MAIN_TARGETS, -abs(math.log2(r / 8)), -r, _standing(group)
 
-    return max(_ok_groups(configurations(runs), "lora"), key=key, default=[])
+    one_r = [group for group in _ok_groups(configurations(runs), "lora") if not group[0]["spec"].get("rank_pattern")]
+    return max(one_r, key=key, default=[])
 
 
 def standing_for(runs: list[dict]) -> list[list[dict]]:
@@ -129,7 +133,8 @@ def standing_for(runs: list[dict]) -> list[list[dict]]:
     for group in configurations(runs):
         ok = finished_ok(group)
         if ok:
-            key = (*(ok[0]["spec"].get(name) for name in ("method", "targets", "r")), size_of(ok[0]["spec"]))
+            spec = ok[0]["spec"]
+            key = (spec.get("method"), targets_name(spec), spec.get("r"), size_of(spec))
             found[key] = max(found.get(key, []), ok, key=_standing)
     return list(found.values())
 
@@ -139,7 +144,7 @@ def lora_groups(runs: list[dict], targets: str) -> dict[int, list[dict]]:
     found: dict[int, list[dict]] = {}
     for group in _ok_groups(configurations(runs), "lora"):
         spec = group[0]["spec"]
-        if spec["targets"] == targets:
+        if targets_name(spec) == targets:
             found[spec["r"]] = max(found.get(spec["r"], []), group, key=_standing)
     return found
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from rankprobe.experiment.study import SIZE_FIELD
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
+from rankprobe.weights.rank_pattern import pattern_tag
 
 MINUS = "−"
 MISSING = "–"
@@ -177,6 +178,18 @@ def size_of(row) -> object:
     """
     size = row.get("size", row.get(SIZE_FIELD.get(row["method"], "")))
     return None if missing(size) else int(size)
+
+
+def targets_name(spec) -> str | None:
+    """A run's targets as tables show them; where r differs by matrix it is not compared with any one r.
+
+    >>> targets_name({"targets": "q,v"})
+    'q,v'
+    >>> targets_name({"targets": "q,v", "rank_pattern": [["query", 2], ["value", 6]]})
+    'q,v, r by matrix (e95731)'
+    """
+    pattern = spec.get("rank_pattern")
+    return f"{spec['targets']}, r by matrix ({pattern_tag(pattern)})" if pattern else spec.get("targets")
 
 
 def method_name(row) -> str:

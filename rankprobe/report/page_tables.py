@@ -181,7 +181,7 @@ def ranks_cells(findings: Findings) -> Table | None:
                 seeds = of["run_id"].nunique()
                 rows.append(
                     [
-                        Cell(say.method_name(spec), f"on {spec['targets']}" if spec["method"] == "lora" else ""),
+                        Cell(say.method_name(spec), f"on {say.targets_name(spec)}" if spec["method"] == "lora" else ""),
                         Cell(kind),
                         Cell(f"{len(of) // seeds} × {seeds} seed{'s' if seeds > 1 else ''}"),
                         Cell(say.percent(100 * medians["relative_change"])),

@@ -19,7 +19,7 @@ from rankprobe.report.comparison import (
     one_comparison,
     standing_for,
 )
-from rankprobe.report.numbers import size_of
+from rankprobe.report.numbers import size_of, targets_name
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 METHOD_COLUMNS = [
@@ -90,7 +90,8 @@ def runs_table(runs: list[dict]) -> pd.DataFrame:
                 "run_id": run["run_id"],
                 "status": run["status"],
                 "error": run.get("error"),
-                **spec,
+                **{key: value for key, value in spec.items() if key != "rank_pattern"},
+                "targets": targets_name(spec),
                 "eval_sha256": run["task"]["eval_sha256"],
                 "n_train": run["task"]["n_train"],
                 "n_eval": run["task"]["n_eval"],
@@ -214,6 +215,7 @@ def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | Non
                 "dtype",
             )
         },
+        "targets": targets_name(spec),
     }
     params = next((run["params"] for run in group if run.get("params")), None)
     if params:

@@ -1,5 +1,6 @@
 """Rates that a study chooses: equal budgets, tuning rows only, the lowest loss, ends of grids, what cannot be chosen."""
 
+import json
 import math
 from dataclasses import asdict, replace
 
@@ -78,6 +79,18 @@ def test_table_says_what_was_chosen_and_whether_it_lay_at_an_end():
 
 def _evaluated():
     return Study("s", (Configuration("full", lr=1e-4),)).specs(**PLACE)[0]
+
+
+def test_a_rank_pattern_is_part_of_what_is_compared():
+    """In a record it is a list of lists, in a configuration a tuple of tuples."""
+    study = replace(STUDY, truncate=(), configurations=tuple(
+        Configuration("lora", r=8, lr_grid=(1e-3, 2e-3), rank_pattern=pattern) for pattern in (None, {"query": 2})
+    ))  # fmt: skip
+    specs = tuning_study(study).specs(**PLACE)
+    losses = [0.5, 0.1, 0.1, 0.5]  # the first is best at its second rate, the second at its first
+    records = [json.loads(json.dumps(record(s, loss))) for s, loss in zip(specs, losses, strict=True)]
+    assert [c.lr for c in choose_rates(study, records).configurations] == [2e-3, 1e-3]
+    assert tuning_table(records)["chosen"].tolist() == [False, True, True, False]
 
 
 def test_nothing_that_trains_is_an_error_that_names_the_rates():

@@ -142,3 +142,38 @@ def _checked_list(key: str, value: object, kind: type, where: str) -> tuple:
         names = "a list of numbers" if kind is float else "a list of texts"
         raise UsageError(must(f"{key} in {where}", f"be {names}", repr(value), "Correct the file"))
     return tuple(kind(v) for v in value)
+
+
+def study_toml(study: Study) -> str:
+    """A study as ``study.toml`` would say it: what differs from the defaults, so that it fits on a screen.
+
+    :func:`load_study` reads the same study back, but for the name, which a folder gives.
+
+    Parameters
+    ----------
+    study : Study
+    """
+    lines = [f"{f.name} = {_toml(value)}" for f in dataclasses.fields(Study)
+             if f.name not in ("name", "configurations") and (value := getattr(study, f.name)) != _default(f)]  # fmt: skip
+    rows = []
+    for configuration in study.configurations:
+        given = {f.name: value for f in dataclasses.fields(Configuration)
+                 if (value := getattr(configuration, f.name)) != _default(f)}  # fmt: skip
+        if given.get("alpha") == 2 * (configuration.r or 0):
+            del given["alpha"]
+        rows.append("{ " + ", ".join(f"{key} = {_toml(value)}" for key, value in given.items()) + " }")
+    return "\n".join([*lines, "configurations = [", *(f"  {row}," for row in rows), "]"]) + "\n"
+
+
+def _default(f: dataclasses.Field) -> object:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def _toml(value: object) -> str:
+    """A value in TOML: JSON's strings and numbers are also TOML's."""
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):  # a rank pattern
+        return "{ " + ", ".join(f"{json.dumps(key)} = {r}" for key, r in value) + " }"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # 1e-05 is a float of TOML as it is, and 16.0 keeps its point.
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

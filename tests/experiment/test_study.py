@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from rankprobe.errors import UsageError
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.experiment.store import run_id
 from rankprobe.experiment.study import SIZES, Configuration, Study, parse_configuration
-from rankprobe.experiment.study_file import load_study
+from rankprobe.experiment.study_file import load_study, study_toml
 
 HASHES = {"model_sha256": "m", "tokenizer_sha256": "t", "task_sha256": "d"}
 PLACE = {"dtype": "float32", "device": "cpu", "threads": 1}
@@ -160,3 +160,36 @@ def test_the_studies_that_ship_load(path):
 
     study = load_study(Path(__file__).parents[2] / "studies" / path / "study.toml")
     assert study.name == path and study.specs(**PLACE)
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        Study("s", (Configuration("full"),)),
+        Study(
+            "s",
+            (
+                Configuration("full", lr=1e-5, seeds=3),
+                Configuration("lora", r=4, targets="layer\\.[01]\\..*\"query\"", lr_grid=(1e-3, 2e-3, 1.0)),
+                Configuration("lora", r=4, alpha="r", rslora=True, lr_grid=(1e-3, 2e-3, 0.5), dropout=0.1),
+                Configuration("lora", r=2, rank_pattern={"a.query": 1, "value": 0}),
+                Configuration("adapter_h", bottleneck=6),
+            ),
+            question='How "long" is a – study?',
+            task="sst2",
+            tune=(0.5, 1.0, 2.0),
+            truncate=(),
+            clip_norm=0.0,
+            seed=7,
+        ),
+    ],
+)
+def test_a_study_is_read_back_from_its_own_text(tmp_path, study):
+    text = study_toml(study)
+    assert replace(load_study(write(tmp_path, text)), name="s") == study, text
+
+
+def test_a_studys_text_leaves_defaults_out():
+    assert study_toml(Study("s", (Configuration("lora", r=8), Configuration("head", seeds=2)))) == (
+        'configurations = [\n  { method = "lora", r = 8, targets = "q,v" },\n  { method = "head", seeds = 2 },\n]\n'
+    )

@@ -1,4 +1,4 @@
-"""``study.toml``: a study as a file, one screen, every key checked."""
+"""``study.toml``: studies as a file, one screen, every key checked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from rankprobe.experiment.study import METHODS, Configuration, Study, nearest, p
 from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 
 
-def load_study(path: Path) -> Study:
-    """Read ``study.toml``. Where a value in ``[[configurations]]`` is a list, all combinations are meant.
+# What a file may give several of: one study for each combination, since no table has two models or two tasks.
+_SEVERAL = ("model", "task")
+
+
+def load_studies(path: Path) -> tuple[Study, ...]:
+    """Read ``study.toml``: one study for each combination of the models and tasks that it lists, in that order.
+
+    Where a value in ``configurations`` is a list, all combinations are meant.
 
     Raises
     ------
@@ -32,7 +38,26 @@ def load_study(path: Path) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(must(f"{path}", "be TOML", error, "Correct the file")) from None
     table.setdefault("name", Path(path).resolve().parent.name if Path(path).name == "study.toml" else Path(path).stem)
-    return study_from(table, str(path))
+    for key in _SEVERAL:
+        if table.get(key) == []:
+            raise UsageError(must(f"{key} in {path}", "have a value", "an empty list", "Leave it out for the default"))
+    one_each = _combinations({key: table[key] for key in _SEVERAL if key in table})
+    return tuple(dict.fromkeys(study_from({**table, **one}, str(path)) for one in one_each))
+
+
+def load_study(path: Path) -> Study:
+    """The study of a file that has one model and one task; as :func:`load_studies`.
+
+    Raises
+    ------
+    UsageError
+        If it lists several.
+    """
+    studies = load_studies(path)
+    if len(studies) > 1:
+        got = f"{len(studies)} combinations"
+        raise UsageError(must(f"{path}", "have one model and one task", got, "Write a file for each"))
+    return studies[0]
 
 
 def study_from(table: Mapping, where: str) -> Study:

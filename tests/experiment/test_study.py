@@ -11,7 +11,7 @@ from rankprobe.errors import UsageError
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.experiment.store import run_id
 from rankprobe.experiment.study import SIZES, Configuration, Study, parse_configuration
-from rankprobe.experiment.study_file import load_study, study_toml
+from rankprobe.experiment.study_file import load_studies, load_study, study_toml
 
 HASHES = {"model_sha256": "m", "tokenizer_sha256": "t", "task_sha256": "d"}
 PLACE = {"dtype": "float32", "device": "cpu", "threads": 1}
@@ -193,3 +193,16 @@ def test_a_studys_text_leaves_defaults_out():
     assert study_toml(Study("s", (Configuration("lora", r=8), Configuration("head", seeds=2)))) == (
         'configurations = [\n  { method = "lora", r = 8, targets = "q,v" },\n  { method = "head", seeds = 2 },\n]\n'
     )
+
+
+def test_several_tasks_and_models_are_a_study_each(tmp_path):
+    text = 'task = ["sst2", "mrpc"]\nmodel = ["a", "b"]\nconfigurations = [{ method = "head", lr = [1e-2, 1e-3] }]'
+    studies = load_studies(write(tmp_path, text))
+    assert [(s.model, s.task) for s in studies] == [("a", "sst2"), ("a", "mrpc"), ("b", "sst2"), ("b", "mrpc")]
+    assert all(len(s.configurations) == 2 and s.name == tmp_path.name for s in studies)
+    with pytest.raises(UsageError, match="must have one model and one task. Got 4 combinations"):
+        load_study(tmp_path / "study.toml")
+    with pytest.raises(UsageError, match="task in .* must have a value. Got an empty list"):
+        load_studies(write(tmp_path, 'task = []\nconfigurations = [{ method = "head" }]'))
+    with pytest.raises(UsageError, match="task in .* must be str. Got 3"):
+        load_studies(write(tmp_path, 'task = ["sst2", 3]\nconfigurations = [{ method = "head" }]'))

@@ -115,9 +115,7 @@ def crossed_mean(
         rest_variance *= least_row_variance / single
     seed_variance = max(float(of_seeds.var(ddof=1)), rest_variance / n_rows)
     only_rows = max(0.0, row_variance - rest_variance / n)
-    return CrossedMean(
-        float(of_seeds.mean()), math.sqrt(seed_variance / n), math.sqrt(only_rows / n_rows), n, n_rows
-    )
+    return CrossedMean(float(of_seeds.mean()), math.sqrt(seed_variance / n), math.sqrt(only_rows / n_rows), n, n_rows)
 
 
 def tail_probability(x: ArrayLike, seed_se: ArrayLike, row_se: ArrayLike, n_seeds: int) -> np.ndarray:

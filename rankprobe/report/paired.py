@@ -141,7 +141,9 @@ def paired_bootstrap(
     n = n_rows.pop()
 
     def score(rows: np.ndarray | None = None) -> float:
-        return float(np.mean([row_score(x, metric, rows) - row_score(y, metric, rows) for x, y in zip(a, b, strict=True)]))
+        return float(
+            np.mean([row_score(x, metric, rows) - row_score(y, metric, rows) for x, y in zip(a, b, strict=True)])
+        )
 
     rng = np.random.default_rng(seed)
     drawn = _accuracies(a, b, n, resamples, rng) if metric == "accuracy" else _scores(score, n, resamples, rng)
@@ -149,7 +151,9 @@ def paired_bootstrap(
     defined = drawn[np.isfinite(drawn)]
     side = min((defined <= 0).sum(), (defined >= 0).sum()) if len(defined) else np.nan
     method = f"paired percentile bootstrap over {n:,} eval rows"
-    return PairedBootstrap(Estimate(score(), low, high, method, n), float(min(1.0, 2 * (side + 1) / (len(defined) + 1))))
+    return PairedBootstrap(
+        Estimate(score(), low, high, method, n), float(min(1.0, 2 * (side + 1) / (len(defined) + 1)))
+    )
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

@@ -192,7 +192,7 @@ def critical_value(alpha: float, seed_se: ArrayLike, row_se: ArrayLike, n_seeds:
 
 @lru_cache(maxsize=256)
 def chi_nodes(degrees: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for a mean over the root of a chi-square of so many degrees of freedom, weights summing to 1."""
+    """Nodes and weights, which sum to 1, for a mean over the root of a chi-square of so many degrees of freedom."""
     if degrees < 1:
         raise UsageError(must("n_seeds", "be at least 2", degrees + 1, "Run another seed"))
     law = stats.chi(degrees)

@@ -107,7 +107,8 @@ def paired_bootstrap(
     Parameters
     ----------
     a, b : sequence of tables, one a seed, in the same order of seeds
-        Each ``(labels, predictions, scores)`` over the same rows, as for :func:`rankprobe.report.stats.paired_difference`.
+        Each ``(labels, predictions, scores)`` over the same rows, as :func:`rankprobe.report.stats.paired_difference`
+        has them.
     metric : str
         A name that :func:`rankprobe.tasks.metrics.score` knows.
     level : float

@@ -73,9 +73,9 @@ def tost_power(
 
     Notes
     -----
-    Given the seeds' variance s² of such a sweep, of which (n - 1) s² / seed_sd² is chi-square, the interval's half-width
-    is known and the mean normal and independent of it: the probability is integrated over s. Without a row part and with
-    one side only, that is the noncentral t's power; with both sides, Owen's Q function.
+    Given the seeds' variance s² of such a sweep, of which (n - 1) s² / seed_sd² is chi-square, the interval's
+    half-width is known, and the mean is normal and independent of it: the probability is integrated over s. Without a
+    row part and with one side only, that is the noncentral t's power; with both sides, Owen's Q function.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Which r should I take? A rank sweep's predictions → a table, the smallest r that is shown to be enough, a sentence."""
+"""Which r should I take? A rank sweep's predictions → the smallest r shown to be enough, a sentence, a table."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def rank_answer(
 
     Notes
     -----
-    Each r is tested for equivalence by two one-sided tests at ``alpha`` whose standard error covers seeds and rows, from
-    the largest r down to the first that fails (:mod:`rankprobe.report.equivalence`): the order, fixed beforehand, makes
-    a correction for many tests unnecessary. Pairs are common seeds. Left out of the order, by rules that do not look at
-    scores: an r of which a seed diverged (those that finished are the lucky ones), and an r with fewer than two seeds in
-    common with the reference (what another seed would do is not known).
+    Each r is tested for equivalence by two one-sided tests at ``alpha`` whose standard error covers seeds and rows,
+    from the largest r down to the first that fails (:mod:`rankprobe.report.equivalence`): the order, fixed beforehand,
+    makes a correction for many tests unnecessary. Pairs are common seeds. Left out of the order, by rules that do not
+    look at scores: an r of which a seed diverged (those that finished are the lucky ones), and an r with fewer than two
+    seeds in common with the reference (what another seed would do is not known).
 
     ``p_different`` asks another question, whether there is any difference at all, with Holm's correction over the
     configurations: with two common seeds or more from the same standard error; with one by McNemar's mid-p, or a paired

@@ -70,7 +70,8 @@ def sentence(table: pd.DataFrame, asked: Asked) -> str:
     passed, failed = tested[tested["equivalent"] == YES], tested[tested["equivalent"] == NO]
     if len(passed):
         best = passed.iloc[-1]
-        start = f"r = {best['r']} is the smallest r {asked.claim} ({_seeds(best)}; difference {_gap(best)}, {_level(asked)})"
+        shown = f"{_seeds(best)}; difference {_gap(best)}, {_level(asked)}"
+        start = f"r = {best['r']} is the smallest r {asked.claim} ({shown})"
         if len(failed):
             return f"{start}; {_of_next(failed.iloc[0], asked)}."
         return f"{start}; no smaller r was tried." if best["r"] == rows["r"].min() else f"{start}."
@@ -85,8 +86,8 @@ def sentence(table: pd.DataFrame, asked: Asked) -> str:
         )
     if _better(first, asked):
         return (
-            f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, the largest tested, is better by "
-            f"more than that ({_gap(first)}, {_level(asked)})."
+            f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, the largest tested, is "
+            f"better by more than that ({_gap(first)}, {_level(asked)})."
         )
     return (
         f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, the largest tested, differs by "
@@ -106,7 +107,7 @@ def notes(table: pd.DataFrame, asked: Asked) -> tuple[str, ...]:
     something = table["equivalent"].isin((YES, NO)).any()  # else the sentence itself says why nothing is tested
     if asked.stands_in:
         found.append(
-            f"No full fine-tuning has finished: {asked.reference}, stands in for it, and whether any r is as good as "
+            f"No full fine-tuning has finished: {asked.reference} stands in for it, and whether any r is as good as "
             "full fine-tuning is not known."
         )
     for _, row in table.iterrows():
@@ -147,9 +148,8 @@ def _nothing_tested(rows: pd.DataFrame, asked: Asked) -> str:
         return f"Which r is {asked.claim} is not known yet: no r has a seed in common with {asked.reference}."
     row = one.iloc[-1]
     return (
-        f"Not shown with 1 seed that any r is {asked.claim}: r = {row['r']} differs by {_gap(row)} ({_level(asked)} over "
-        "rows), and "
-        "what another seed would do is not known; 2 more seeds would begin to tell."
+        f"Not shown with 1 seed that any r is {asked.claim}: r = {row['r']} differs by {_gap(row)} ({_level(asked)} "
+        "over rows), and what another seed would do is not known; 2 more seeds would begin to tell."
     )
 
 
@@ -162,7 +162,7 @@ def _more(row: pd.Series, asked: Asked) -> str:
         )
     return {
         OUTSIDE: "no number of seeds would show it while the difference stays",
-        ROWS: f"no number of seeds would show it on these {asked.n_rows:,} rows: more rows would",
+        ROWS: f"no number of seeds would show it on these {asked.n_rows:,} rows, more rows could",
         ALIKE: "all seeds and rows are alike, which leaves nothing to judge chance by",
         TOO_MANY: "it would take more than 100 seeds",
     }[row["more_seeds_note"]]

@@ -14,10 +14,10 @@ class World:
     """A task, and how far seeds and rows matter on it.
 
     A configuration gets a row right where ``level + seed + difficulty + family + suits + luck > 0``, each a normal
-    variable: ``seed`` drawn once a configuration and seed, ``difficulty`` once a row, ``family`` once a row for
-    full fine-tuning and once for all LoRA configurations, ``suits`` once a row and configuration, ``luck`` once a row, configuration and seed. Their
-    variances are the fields; ``difficulty``'s is what is left to 1. The population accuracy over all seeds and rows is
-    then the normal distribution function of level / sqrt(1 + seed variance), exactly.
+    variable: ``seed`` drawn once a configuration and seed, ``difficulty`` once a row, ``family`` once a row for full
+    fine-tuning and once for all LoRA configurations, ``suits`` once a row and configuration, ``luck`` once for each of
+    all three. The rows' variances are the fields; ``difficulty``'s is what is left to 1. The population accuracy over
+    all seeds and rows is then the normal distribution function of level / sqrt(1 + seed variance), exactly.
 
     Attributes
     ----------
@@ -38,6 +38,19 @@ class World:
     suits: float = 0.10
     luck: float = 0.10
     accuracy: float = 0.80
+
+
+# For scale: over seeds, LoRA's measured difference to full fine-tuning has a standard deviation of 0.2 to 0.6 points on
+# docmatch (4,000 rows) and SST-2 (872); of two LoRA runs on docmatch just one is right on 5 to 20 % of the rows.
+WORLDS = (
+    World("docmatch", 4000, 0.4),
+    World("sst2", 872, 0.4),
+    World("small", 200, 0.5),
+    World("restless seeds", 1500, 1.5),
+    World("quiet seeds", 1500, 0.0),
+    World("rows decide", 1500, 0.3, family=0.10, suits=0.15, luck=0.05),
+    World("nearly alike", 872, 0.2, family=0.003, suits=0.003, luck=0.004, accuracy=0.95),
+)
 
 
 def draw(world: World, differences: Sequence[float], n_seeds: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,163 @@
+"""Equivalence with full fine-tuning at a stated margin: two one-sided tests, in fixed order from the largest r down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankprobe.errors import UsageError, must
+from rankprobe.report.crossed import CrossedMean, critical_value, crossed_mean, tail_probability
+from rankprobe.report.row_values import comparable_score, row_values
+from rankprobe.tasks.metrics import LOWER_IS_BETTER
+
+ALPHA = 0.05
+MARGIN = 0.02  # two points of accuracy; of a perplexity, two percent
+YES, NO, NOT_TESTED = "yes", "no", "not tested"
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """What two one-sided tests say about a difference, more being better for the first of the two.
+
+    Attributes
+    ----------
+    difference : CrossedMean
+        On the scale of :func:`rankprobe.report.row_values.comparable_score`, with its standard error's two parts.
+    low, high : float
+        The two-sided interval at level 1 - 2 alpha, which decides: equivalent where it lies within the bounds.
+    bound : float
+        The margin on the scale of the difference: the margin itself, or log(1 + margin) of a perplexity.
+    p_not_worse, p_not_better : float
+        One-sided p-values against a difference of ``-bound`` or less, and of ``bound`` or more.
+    """
+
+    difference: CrossedMean
+    low: float
+    high: float
+    bound: float
+    p_not_worse: float
+    p_not_better: float
+
+    @property
+    def p(self) -> float:
+        """Of equivalence: the larger of the two."""
+        return max(self.p_not_worse, self.p_not_better)
+
+
+def equivalence(
+    a: Sequence, b: Sequence, *, metric: str = "accuracy", margin: float = MARGIN, alpha: float = ALPHA
+) -> Equivalence:
+    """Two one-sided tests that ``a`` scores within a margin of ``b``, for other seeds and other rows alike.
+
+    Parameters
+    ----------
+    a, b : sequence of (labels, predictions, scores), one a seed, in the same order of seeds
+        At least two seeds, all on the same rows in the same order; arrays of shape (n,), ``scores`` may be None.
+    metric : str
+        A name that :func:`rankprobe.tasks.metrics.score` knows.
+    margin : float
+        Of scores in (0, 1); where less is better, of their ratio: 0.02 asks for a ratio between 1 / 1.02 and 1.02.
+    alpha : float
+        Of each one-sided test, and so of the claim of equivalence.
+
+    Returns
+    -------
+    Equivalence
+
+    Raises
+    ------
+    UsageError
+        If there is one seed only, seeds or rows do not pair, or the margin is not between 0 and 1.
+
+    Notes
+    -----
+    The standard error covers seeds and rows (:mod:`rankprobe.report.crossed`). Rows of accuracies that hardly differ
+    are taken to differ as much as a difference at the margin would make them; rows of which none differs give at least
+    the exact binomial ``(1 - margin) ** rows``, since at the margin that share of all rows differs.
+
+    References
+    ----------
+    Schuirmann (1987), Journal of Pharmacokinetics and Biopharmaceutics 15(6). The margin must have been stated before
+    looking: Lakens (2017), Social Psychological and Personality Science 8(4).
+    """
+    _check(a, b, margin)
+    bound = math.log1p(margin) if metric in LOWER_IS_BETTER else margin
+    binary = metric == "accuracy"
+    difference = crossed_difference(a, b, metric=metric, least_row_variance=margin * (1 - margin) if binary else 0.0)
+    parts = (difference.seed_se, difference.row_se, difference.n_seeds)
+    half = float(critical_value(alpha, *parts))
+    p_not_worse, p_not_better = tail_probability([difference.estimate + bound, bound - difference.estimate], *parts)
+    if difference.se == 0:  # no seed and no row differs from another: nothing to judge chance by
+        half = p_not_worse = p_not_better = math.nan
+    elif binary and all(np.array_equal(x[1], y[1]) for x, y in zip(a, b, strict=True)):
+        p_not_worse = p_not_better = max(p_not_worse, (1 - margin) ** difference.n_rows)
+    return Equivalence(
+        difference,
+        difference.estimate - half,
+        difference.estimate + half,
+        bound,
+        float(p_not_worse),
+        float(p_not_better),
+    )
+
+
+def crossed_difference(
+    a: Sequence, b: Sequence, *, metric: str = "accuracy", least_row_variance: float = 0.0
+) -> CrossedMean:
+    """How much better ``a`` scores than ``b``, with a standard error over seeds and rows.
+
+    Parameters
+    ----------
+    a, b : sequence of (labels, predictions, scores)
+        As for :func:`equivalence`.
+    metric : str
+    least_row_variance : float
+        As for :func:`rankprobe.report.crossed.crossed_mean`.
+    """
+    scores = [comparable_score(x, metric) - comparable_score(y, metric) for x, y in zip(a, b, strict=True)]
+    values = [row_values(x, metric) - row_values(y, metric) for x, y in zip(a, b, strict=True)]
+    return crossed_mean(np.stack(values), seed_values=scores, least_row_variance=least_row_variance)
+
+
+def fixed_sequence(p_values: Sequence[float], alpha: float = ALPHA) -> list[str]:
+    """Test after test in an order fixed beforehand, each at the full alpha, up to the first that fails.
+
+    Parameters
+    ----------
+    p_values : sequence of float
+        In the order of testing; NaN fails.
+    alpha : float
+
+    Returns
+    -------
+    list of str
+        ``"yes"`` for each test that passed with all before it, ``"no"`` for the first that did not, ``"not tested"``
+        after it. At most alpha of sweeps have a false ``"yes"``: the first hypothesis that is in truth false to claim
+        must itself be passed, and that happens with alpha at most.
+
+    References
+    ----------
+    Maurer, Hothorn & Lehmacher (1995), in Vollmar (ed.), Biometrie in der chemisch-pharmazeutischen Industrie 6.
+    Westfall & Krishen (2001), Journal of Statistical Planning and Inference 99(1).
+
+    Examples
+    --------
+    >>> fixed_sequence([0.001, 0.04, 0.2, 0.01])
+    ['yes', 'yes', 'no', 'not tested']
+    """
+    passed = next((i for i, p in enumerate(p_values) if not p <= alpha), len(p_values))
+    return [YES] * passed + [NO] * (passed < len(p_values)) + [NOT_TESTED] * (len(p_values) - passed - 1)
+
+
+def _check(a: Sequence, b: Sequence, margin: float) -> None:
+    if len(a) != len(b) or len(a) < 2:
+        got = f"{len(a)} and {len(b)}"
+        raise UsageError(must("equivalence", "be tested on 2 or more common seeds", got, "Run another seed"))
+    if len(rows := {len(t[0]) for t in (*a, *b)}) > 1:
+        next_step = "Compare runs of one eval set only"
+        raise UsageError(must("equivalence", "be tested on the same eval rows", sorted(rows), next_step))
+    if not 0 < margin < 1:
+        raise UsageError(must("margin", "be between 0 and 1", margin, "Pass 0.02 for two points"))

@@ -1,0 +1,163 @@
+"""Which r should I take? A rank sweep's predictions → the smallest r shown to be enough, a sentence, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from rankprobe.errors import UsageError, must
+from rankprobe.report.equivalence import ALPHA, MARGIN, YES, fixed_sequence
+from rankprobe.report.power import POWER
+from rankprobe.report.rank_input import Configuration
+from rankprobe.report.rank_table import LEFT_OUT, REFERENCE, difference_columns, score_columns, table
+from rankprobe.report.rank_words import Asked, notes, sentence
+
+
+@dataclass(frozen=True)
+class RankAnswer:
+    """The answer of a rank sweep.
+
+    Attributes
+    ----------
+    r : int or None
+        The smallest r that is shown to be equivalent with all larger ones that could be tested; None where none is.
+    text : str
+        One sentence.
+    notes : tuple of str
+        What to know beside it, a sentence each: diverged seeds, settings left out, what stands in for full fine-tuning.
+    table : DataFrame, columns :data:`rankprobe.report.rank_table.COLUMNS`
+        A row a configuration, the reference first, then by r. Scores and differences as fractions; a perplexity's
+        ``diff`` is how much larger it is, relative to the reference's (``diff_scale`` says so).
+    asked : Asked
+        Metric, margin, alpha, power, and what the others are compared with.
+    """
+
+    r: int | None
+    text: str
+    notes: tuple[str, ...]
+    table: pd.DataFrame = field(repr=False, compare=False)
+    asked: Asked
+
+
+def rank_answer(
+    configurations: Sequence[Configuration],
+    full: Configuration | None = None,
+    *,
+    metric: str = "accuracy",
+    margin: float = MARGIN,
+    alpha: float = ALPHA,
+    power: float = POWER,
+    one_sided: bool = False,
+) -> RankAnswer:
+    """The smallest r that is equivalent to full fine-tuning, or what it would take to show one.
+
+    Parameters
+    ----------
+    configurations : sequence of Configuration
+        Of one kind (the same targets), each with an r of its own, in any order. One without a finished seed keeps a row
+        without numbers. :func:`rankprobe.report.rank_input.sweep_of` makes them from runs.
+    full : Configuration, optional
+        Full fine-tuning. Without it, or without a finished seed of it, the largest r takes its place.
+    metric : str
+        A name that :func:`rankprobe.tasks.metrics.score` knows.
+    margin : float
+        In scores, 0.02 being two points; where less is better, of the ratio of two, 0.02 being two percent. To be
+        chosen before looking.
+    alpha : float
+        At most this share of sweeps name an r that is not equivalent.
+    power : float
+        With which the seeds that are said to show it would.
+    one_sided : bool
+        Ask only that an r be not worse than the margin. By default one that is *better* by more than the margin is not
+        equivalent either, and the sentence says so.
+
+    Returns
+    -------
+    RankAnswer
+
+    Raises
+    ------
+    UsageError
+        If there is nothing to compare, an r is missing or given twice, rows differ, or a number is out of its range.
+
+    Notes
+    -----
+    Each r is tested for equivalence by two one-sided tests at ``alpha`` whose standard error covers seeds and rows,
+    from the largest r down to the first that fails (:mod:`rankprobe.report.equivalence`): the order, fixed beforehand,
+    makes a correction for many tests unnecessary. Pairs are common seeds. Left out of the order, by rules that do not
+    look at scores: an r of which a seed diverged (those that finished are the lucky ones), and an r with fewer than two
+    seeds in common with the reference (what another seed would do is not known).
+
+    ``p_different`` asks another question, whether there is any difference at all, with Holm's correction over the
+    configurations: with two common seeds or more from the same standard error; with one by McNemar's mid-p, or a paired
+    bootstrap where the metric is not the accuracy, both for these very weights only.
+
+    A seed that fails once in ten times without being seen is beyond any test of three seeds: normal variation between
+    seeds is assumed (studies/answer-simulation shows what happens without).
+    """
+    _check_numbers(margin=margin, power=power, alpha=2 * alpha)
+    ordered = _by_r(configurations)
+    stands_in = full is None or not full.finished
+    reference = _largest(ordered) if stands_in else full
+    n_rows = _rows_in_common([*ordered, reference])
+    rows = {each.r: score_columns(each, metric) for each in ordered if each is not reference}
+    for each in ordered:
+        if each is not reference:
+            rows[each.r] |= difference_columns(
+                each, reference, metric=metric, margin=margin, alpha=alpha, one_sided=one_sided, power=power
+            )
+    order = [r for r in sorted(rows, reverse=True) if rows[r].get("equivalent") != LEFT_OUT]
+    for r, outcome in zip(order, fixed_sequence([rows[r]["p_equivalent"] for r in order], alpha), strict=True):
+        rows[r] |= {"equivalent": outcome} | ({"more_seeds": None, "more_seeds_note": ""} if outcome == YES else {})
+    made = table([score_columns(reference, metric) | {"equivalent": REFERENCE}, *(rows[r] for r in sorted(rows))])
+    asked = Asked(
+        reference=_stand_in(reference, ordered) if stands_in else "full fine-tuning",
+        stands_in=stands_in,
+        metric=metric,
+        margin=margin,
+        alpha=alpha,
+        power=power,
+        one_sided=one_sided,
+        n_rows=n_rows,
+    )
+    found = min((r for r in order if rows[r]["equivalent"] == YES), default=None)
+    return RankAnswer(found, sentence(made, asked), notes(made, asked), made, asked)
+
+
+def _check_numbers(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not 0 < value < 1:
+            if name == "alpha":
+                raise UsageError(must("alpha", "be above 0 and below 0.5", value / 2, "Pass 0.05, the default"))
+            raise UsageError(must(name, "be between 0 and 1", value, "Leave it out for the default"))
+
+
+def _by_r(configurations: Sequence[Configuration]) -> list[Configuration]:
+    known = [each.r for each in configurations]
+    if bad := [r for i, r in enumerate(known) if r is None or r in known[:i]]:
+        next_step = "Pass the configurations of one kind, and full fine-tuning apart from them"
+        raise UsageError(must("configurations", "each have an r of their own", bad[0], next_step))
+    return sorted(configurations, key=lambda each: each.r)
+
+
+def _largest(ordered: list[Configuration]) -> Configuration:
+    """What stands in for full fine-tuning: the largest r that no seed diverged of, else that finished at all."""
+    finished = [each for each in ordered if each.finished]
+    if not finished:
+        raise UsageError(must("A rank sweep", "have a finished seed", "none", "Wait for a run to end"))
+    return max(finished, key=lambda each: (each.n_diverged == 0, each.r))
+
+
+def _stand_in(reference: Configuration, ordered: list[Configuration]) -> str:
+    return f"r = {reference.r} (the largest{'' if reference is ordered[-1] else ' that ended well'})"
+
+
+def _rows_in_common(configurations: Sequence[Configuration]) -> int:
+    first, *others = (np.asarray(table[0]) for each in configurations for table in each.finished.values())
+    if any(not np.array_equal(first, labels) for labels in others):
+        got = "labels that differ"
+        raise UsageError(must("configurations", "be scored on the same eval rows", got, "Pass runs of one eval set"))
+    return len(first)

@@ -63,6 +63,10 @@ def _what_r(findings: Findings) -> str:
             f"What r {task} needs is not known yet: full fine-tuning, which it is measured against, has not finished."
         )
     gain = something_to_lose(findings.runs)
+    targets = group[0]["spec"]["targets"]
+    settled = findings.answers.get(targets)
+    if settled and settled.several_seeds and not (gain is not None and 100 * gain.low <= MARGIN_POINTS):
+        return f"On {task}, LoRA on {targets}: {settled.text}"
     best = rows.loc[rows["diff_vs_full"].idxmax()]
     enough = rows[100 * rows["diff_ci_low"] >= -MARGIN_POINTS]
     if gain is not None and 100 * gain.low <= MARGIN_POINTS:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from rankprobe.report.claims import claims_table
+from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.paper_tables import table_5, table_6
+from rankprobe.report.rank_answer import RankAnswer, answers_by_targets
 from rankprobe.report.subspaces import figure_tables, intruders_table, table_7
 from rankprobe.report.tables import (
     merged_functional_ranks,
@@ -54,25 +56,38 @@ class Findings:
     runs : list of dict
         run.json contents with ``path``.
     tables : dict of str to DataFrame
-        runs, methods, rank_sweep, claims, ranks, spectra, truncation, functional_rank, latency, table5, table6, and
-        what :class:`Measured` has.
+        runs, methods, rank_sweep, rank_answer, claims, ranks, spectra, truncation, functional_rank, latency, table5,
+        table6, and what :class:`Measured` has.
+    answers : dict of str to RankAnswer
+        Which r is enough, by targets.
     """
 
     runs: list[dict]
     tables: dict[str, pd.DataFrame]
+    answers: dict[str, RankAnswer] = field(default_factory=dict)
 
 
 def find(
-    runs: list[dict], latency: pd.DataFrame | None, published: pd.DataFrame, more: Measured | None = None
+    runs: list[dict],
+    latency: pd.DataFrame | None,
+    published: pd.DataFrame,
+    more: Measured | None = None,
+    *,
+    margin: float = MARGIN,
 ) -> Findings:
-    """All tables of one comparison; those of the paper's own tables where ``more`` is given."""
+    """All tables of one comparison; those of the paper's own tables where ``more`` is given.
+
+    ``margin`` is what an r may differ by from full fine-tuning to be as good, as a fraction.
+    """
     methods, ranks = methods_table(runs, latency), merged_ranks(runs)
     measured = more or Measured()
     evidence = Evidence(runs, methods, ranks, latency, published, measured.pairs, measured.intrinsic, measured.table1)
+    answers = answers_by_targets(runs, margin=margin)
     tables = {
         "runs": runs_table(runs),
         "methods": methods,
         "rank_sweep": rank_sweep_table(methods),
+        "rank_answer": _answers_table(answers),
         "claims": claims_table(evidence),
         "ranks": ranks,
         "spectra": merged_spectra(runs),
@@ -92,4 +107,11 @@ def find(
             **figure_tables(more.pairs),
             "intruders": intruders_table(more.pairs),
         }
-    return Findings(runs, tables)
+    return Findings(runs, tables, answers)
+
+
+def _answers_table(answers: Mapping[str, RankAnswer]) -> pd.DataFrame:
+    """rank_answer.csv: a row a configuration, by targets."""
+    if not answers:
+        return pd.DataFrame()
+    return pd.concat([each.table.assign(targets=targets) for targets, each in answers.items()], ignore_index=True)

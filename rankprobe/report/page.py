@@ -28,6 +28,7 @@ from rankprobe.report.paper_cells import (
     table_6_cells,
     table_7_cells,
 )
+from rankprobe.report.rank_cells import answer_blocks
 from rankprobe.report.style import Picture
 from rankprobe.report.table1_cells import table_1_cells
 
@@ -71,21 +72,30 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
     settings : dict of str to str
         What the caller wants told, such as the command.
     """
-    by_name = {picture.name: picture for picture in pictures}
+    by_name = {each.name: each for each in pictures}
+    picture = by_name.get
 
-    def blocks(*wanted) -> list:
-        found = [by_name.get(w) if isinstance(w, str) else w for w in wanted]
-        return [b for b in found if b is not None] or [NOT_RUN]
+    def blocks(*wanted: str | Table | Picture | None) -> list:
+        return [b for b in wanted if b is not None] or [NOT_RUN]
 
     sections = [
         Section("Claims", [claims_cells(findings)]),
-        Section("What r is needed", blocks("accuracy_by_r", configurations_cells(findings))),
+        Section(
+            "What r is needed",
+            blocks(*answer_blocks(findings), picture("accuracy_by_r"), configurations_cells(findings)),
+        ),
         Section(
             "How low is the rank of dW?",
-            blocks("truncation", functional_cells(findings), "energy_rank", "spectra", ranks_cells(findings)),
+            blocks(
+                picture("truncation"),
+                functional_cells(findings),
+                picture("energy_rank"),
+                picture("spectra"),
+                ranks_cells(findings),
+            ),
         ),
-        Section("What it costs to train", blocks("accuracy_by_parameters", cost_cells(findings))),
-        Section("Latency", blocks("latency", latency_cells(findings))),
+        Section("What it costs to train", blocks(picture("accuracy_by_parameters"), cost_cells(findings))),
+        Section("Latency", blocks(picture("latency"), latency_cells(findings))),
         *_papers_tables(findings, by_name),
         Section(
             "How this was made",

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.errors import UsageError, must
-from rankprobe.report.equivalence import ALPHA, MARGIN, YES, fixed_sequence
+from rankprobe.report.comparison import finished_ok, main_metric, predictions
+from rankprobe.report.equivalence import ALPHA, MARGIN, NO, NOT_TESTED, YES, fixed_sequence
 from rankprobe.report.power import POWER
-from rankprobe.report.rank_input import Configuration
+from rankprobe.report.rank_input import Configuration, sweep_of
 from rankprobe.report.rank_table import LEFT_OUT, REFERENCE, difference_columns, score_columns, table
 from rankprobe.report.rank_words import Asked, notes, sentence
 
@@ -40,6 +41,11 @@ class RankAnswer:
     notes: tuple[str, ...]
     table: pd.DataFrame = field(repr=False, compare=False)
     asked: Asked
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether any r could be tested; with one seed there is the rows' interval alone."""
+        return bool(self.table["equivalent"].isin((YES, NO, NOT_TESTED)).any())
 
 
 def rank_answer(
@@ -125,6 +131,32 @@ def rank_answer(
     )
     found = min((r for r in order if rows[r]["equivalent"] == YES), default=None)
     return RankAnswer(found, sentence(made, asked), notes(made, asked), made, asked)
+
+
+def answers_by_targets(runs: list[dict], *, margin: float = MARGIN) -> dict[str, RankAnswer]:
+    """The answer for each choice of targets that LoRA has finished runs of.
+
+    Parameters
+    ----------
+    runs : list of dict
+        run.json contents of one comparison, with ``path``.
+    margin : float
+        As for :func:`rank_answer`.
+
+    Returns
+    -------
+    dict of str to RankAnswer
+        Nothing where predictions are not at hand, as in a clone, or none of a targets' runs has ended well.
+    """
+    ok = finished_ok(runs)
+    if any(predictions(run) is None for run in ok):
+        return {}
+    lora = [run["spec"] for run in ok if run["spec"]["method"] == "lora" and not run["spec"].get("rank_pattern")]
+    found = {}
+    for targets in dict.fromkeys(spec["targets"] for spec in lora):
+        swept, full = sweep_of(runs, targets)
+        found[targets] = rank_answer(swept, full, metric=main_metric(ok[0]), margin=margin)
+    return found
 
 
 def _check_numbers(**numbers: float) -> None:

@@ -56,7 +56,8 @@ def sweep_of(runs: list[dict], targets: str) -> tuple[list[Configuration], Confi
     -------
     (list of Configuration, Configuration or None)
         By r, and full fine-tuning; None where no run of it is ok. Of several settings of one r (learning rates, alphas)
-        the one that stands for it in tables: most seeds, then best score. Runs that crashed are left out.
+        the one that stands for it in tables: most seeds, then best score. Runs that crashed are left out, and those with
+        an r of its own for each matrix.
 
     Raises
     ------
@@ -68,7 +69,7 @@ def sweep_of(runs: list[dict], targets: str) -> tuple[list[Configuration], Confi
     by_r: dict[int, list[dict]] = {}
     for group in groups:
         spec = group[0]["spec"]
-        if spec["method"] == "lora" and spec["targets"] == targets:
+        if spec["method"] == "lora" and spec["targets"] == targets and not spec.get("rank_pattern"):
             by_r.setdefault(spec["r"], group)
     by_r |= {r: whole[ok[0]["run_id"]] for r, ok in lora_groups(runs, targets).items()}
     full = full_reference(groups)

@@ -1,0 +1,86 @@
+"""The answer of a rank sweep on the page: a table for each choice of targets, and what to know beside it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from rankprobe.report import numbers as say
+from rankprobe.report.equivalence import NO, NOT_TESTED, YES
+from rankprobe.report.findings import Findings
+from rankprobe.report.page_tables import Cell, Table
+from rankprobe.report.rank_answer import RankAnswer
+from rankprobe.report.rank_table import LEFT_OUT, REFERENCE
+
+_OUTCOMES = {
+    YES: ("supported", "✓", "equivalent"),
+    NO: ("inconclusive", "?", "not shown"),
+    NOT_TESTED: ("not_run", "–", "not tested"),
+    LEFT_OUT: ("not_run", "–", "left out"),
+}
+
+
+def answer_blocks(findings: Findings) -> list[str | Table]:
+    """For each choice of targets the sentence (the first is the page's own), its notes and the table behind them."""
+    blocks: list[str | Table] = []
+    for targets, found in findings.answers.items():
+        if not found.several_seeds:
+            continue
+        if len(findings.answers) > 1:
+            blocks.append(f"LoRA on {targets}: {found.text}")
+        if found.notes:
+            blocks.append(" ".join(found.notes))
+        blocks.append(_cells(targets, found))
+    return blocks
+
+
+def _cells(targets: str, found: RankAnswer) -> Table:
+    rows = [_row(row, found) for _, row in found.table.iterrows()]
+    asked = found.asked
+    caption = (
+        f"LoRA on {targets} against {asked.reference}, margin {asked.limit}. Equivalence by two one-sided tests (TOST, "
+        f"Schuirmann 1987), each at {100 * asked.alpha:g} %, for other seeds and other rows, from the largest r down to "
+        f"the first that fails: a fixed order needs no correction (Maurer, Hothorn & Lehmacher 1995). The interval of "
+        f"the difference is the tests' own, {100 * (1 - 2 * asked.alpha):g} %. p different: whether there is any "
+        f"difference at all, with Holm's correction over the rows (Holm 1979)."
+    )
+    gap = "difference, %" if asked.metric == "perplexity" else "difference, points"
+    heads = ["method", "seeds", asked.metric, gap, "p equivalent", "verdict", "p different", "more seeds"]
+    return Table(heads, rows, caption)
+
+
+def _row(row: pd.Series, found: RankAnswer) -> list[Cell]:
+    score = Cell(say.score(row["metric"], row["mean"], row["ci_low"], row["ci_high"]))
+    trouble = f"{row['n_diverged']} diverged" if row["n_diverged"] else ""
+    first = [Cell(row["label"]), Cell(say.count(row["n_seeds"]), trouble), score]
+    if row["equivalent"] == REFERENCE:
+        return [*first, Cell("reference"), *(Cell("") for _ in range(4))]
+    # A difference of scores in points, a perplexity's in percent of the other's: hundredths both.
+    ends = (None if say.missing(row[name]) else 100 * row[name] for name in ("diff", "diff_low", "diff_high"))
+    verdict, sign, word = _OUTCOMES[row["equivalent"]]
+    if row["equivalent"] == NO and _outside(row, found):
+        verdict, sign, word = "contradicted", "✗", "outside"
+    more = say.count(row["more_seeds"]) if not say.missing(row["more_seeds"]) else ""
+    return [
+        *first,
+        Cell(say.with_interval(*ends, sign=True)),
+        Cell(_p(row["p_equivalent"])),
+        Cell(word, verdict=verdict, sign=sign),
+        Cell(_p(row["p_different_holm"])),
+        Cell(more),
+    ]
+
+
+def _outside(row: pd.Series, found: RankAnswer) -> bool:
+    """The whole interval lies beyond the margin."""
+    return bool(row["diff_high"] < -found.asked.margin or row["diff_low"] > found.asked.margin)
+
+
+def _p(value: object) -> str:
+    """A p-value to two digits; below a thousandth that it is.
+
+    >>> _p(0.0321), _p(0.00001), _p(None)
+    ('0.032', '< 0.001', '–')
+    """
+    if say.missing(value):
+        return say.MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"

@@ -1,0 +1,76 @@
+"""The answer on the page: its sentence first, a table for each choice of targets, nothing where seeds are too few."""
+
+import numpy as np
+import pytest
+
+from rankprobe.paper.published import published
+from rankprobe.report.answer import answer
+from rankprobe.report.findings import find
+from rankprobe.report.page import make_page
+from rankprobe.report.page_tables import Table
+from rankprobe.report.rank_cells import answer_blocks
+from tests.report.synthetic import make_run
+
+
+def sweep(store, scores, *, seeds=3, targets="q,v", full=0.8):
+    runs = [make_run(store, method="full", seed=s, accuracy=full + 0.003 * s, n=4000) for s in range(seeds)]
+    return runs + [
+        make_run(store, r=r, seed=s, accuracy=score + 0.003 * s, n=4000, targets=targets)
+        for r, score in scores.items()
+        for s in range(seeds)
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return find(sweep(tmp_path_factory.mktemp("runs"), {1: 0.74, 8: 0.797, 64: 0.8}), None, published())
+
+
+def test_the_page_opens_with_the_answer_and_shows_the_table_behind_it(found):
+    first = answer(found)[0]
+    assert first.startswith(
+        "On docmatch, LoRA on q,v: r = 8 is the smallest r equivalent to full fine-tuning within 2 points (3 seeds;"
+    )
+    page = make_page(found, [], title="t", settings={})
+    section = next(s for s in page.sections if s.title == "What r is needed")
+    assert isinstance(section.blocks[0], Table), "the sentence itself stands above"
+    assert "TOST" in section.blocks[0].caption and "margin 2 points" in section.blocks[0].caption
+
+
+def test_a_row_a_configuration_with_verdicts_by_sign_and_word(found):
+    (table,) = answer_blocks(found)
+    verdicts = {row[0].text: (row[5].sign, row[5].text) for row in table.rows[1:]}
+    assert table.rows[0][0].text == "full fine-tuning" and table.rows[0][3].text == "reference"
+    assert verdicts == {
+        "LoRA r = 1": ("✗", "outside"), "LoRA r = 8": ("✓", "equivalent"), "LoRA r = 64": ("✓", "equivalent"),
+    }  # fmt: skip
+    assert all(len(row) == len(table.heads) for row in table.rows)
+    csv = found.tables["rank_answer"]
+    assert set(csv["targets"]) == {"q,v"} and len(csv) == 4
+
+
+def test_a_wider_margin_lets_smaller_r_pass(tmp_path):
+    runs = sweep(tmp_path, {1: 0.76, 8: 0.797})
+    assert find(runs, None, published()).answers["q,v"].r == 8
+    assert find(runs, None, published(), margin=0.08).answers["q,v"].r == 1
+
+
+def test_one_seed_gives_no_table_and_several_targets_one_each(tmp_path):
+    assert answer_blocks(find(sweep(tmp_path / "a", {8: 0.79}, seeds=1), None, published())) == []
+    runs = sweep(tmp_path / "b", {8: 0.797}) + sweep(tmp_path / "b", {8: 0.797}, targets="q,k,v,o")
+    blocks = answer_blocks(find(runs, None, published()))
+    assert [isinstance(b, Table) for b in blocks] == [False, True, False, True]
+    assert blocks[0].startswith("LoRA on q,v: r = 8") and blocks[2].startswith("LoRA on q,k,v,o: r = 8")
+
+
+def test_without_predictions_there_is_no_answer(tmp_path):
+    runs = sweep(tmp_path, {8: 0.79})
+    (tmp_path / runs[-1]["run_id"] / "predictions.csv").unlink()
+    assert find(runs, None, published()).answers == {}
+
+
+def test_an_r_by_matrix_is_no_r_of_the_sweep(tmp_path):
+    runs = sweep(tmp_path, {8: 0.797, 64: 0.8})
+    pattern = [make_run(tmp_path, r=8, seed=s, accuracy=0.6, n=4000, rank_pattern=[["query", 2]]) for s in range(3)]
+    table = find(runs + pattern, None, published()).tables["rank_answer"]
+    assert table.loc[table["r"] == 8, "mean"].item() == pytest.approx(np.mean([0.797, 0.8, 0.803]), abs=1e-3)

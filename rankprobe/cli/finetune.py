@@ -44,6 +44,7 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
     from rankprobe.cli.progress import TerminalObserver, reading
     from rankprobe.cli.show import problem, run_summary
     from rankprobe.errors import UsageError, WorkError, must
+    from rankprobe.experiment.executors import InTurn
     from rankprobe.experiment.store import load_runs
     from rankprobe.experiment.study import SIZES, Configuration, Study
     from rankprobe.experiment.sweep import plan_study, run_study
@@ -79,7 +80,7 @@ def finetune(method: str, r: int | None, lr: float | None, truncate: bool, **opt
         click.echo(f"rankprobe: warning: {planned.untuned}.", err=True)
     observer = TerminalObserver(planned.steps_left)
     with observer.live():
-        records = list(run_study(planned, observer=observer))
+        records = list(run_study(planned, observer=observer, executor=InTurn(wait=False)))
     run_summary(records[0], planned.runs[0].folder)
     for found in load_runs([planned.runs[0].folder])[:1]:
         for row in found["analysis"].get("functional_rank", []):

@@ -48,6 +48,7 @@ def finetune(
     from rankprobe.cli.progress import TerminalObserver, reading
     from rankprobe.cli.show import problem, run_summary
     from rankprobe.errors import UsageError, WorkError, must
+    from rankprobe.experiment.executors import InTurn
     from rankprobe.experiment.store import load_runs
     from rankprobe.experiment.study import SIZES, Configuration, Study
     from rankprobe.experiment.study_file import read_rank_pattern
@@ -85,7 +86,7 @@ def finetune(
         click.echo(f"rankprobe: warning: {planned.untuned}.", err=True)
     observer = TerminalObserver(planned.steps_left)
     with observer.live():
-        records = list(run_study(planned, observer=observer))
+        records = list(run_study(planned, observer=observer, executor=InTurn(wait=False)))
     run_summary(records[0], planned.runs[0].folder)
     for found in load_runs([planned.runs[0].folder])[:1]:
         for row in found["analysis"].get("functional_rank", []):

@@ -31,6 +31,7 @@ from rankprobe.cli import options as o
 @o.training_options
 @o.seed_option
 @o.compute_options
+@o.jobs_option
 @o.runs_option
 def intrinsic_dim(
     methods: str, d_min: int, d_max: int, points_per_decade: int, tolerance: float, share: float, seeds: int,
@@ -43,13 +44,14 @@ def intrinsic_dim(
     parameters and the rank of full fine-tuning's dW. Tables are renewed after every run; finished runs are not redone.
     """
     from rankprobe.cli.command import command_line
+    from rankprobe.cli.executors import executor
     from rankprobe.cli.intrinsic_work import render_intrinsic, show_dimensions
     from rankprobe.cli.progress import TerminalObserver, reading, say_record
     from rankprobe.cli.show import problem
     from rankprobe.cli.sweep import rates_of
     from rankprobe.errors import WorkError
     from rankprobe.experiment.intrinsic import finished_intrinsic, plan_intrinsic, run_intrinsic
-    from rankprobe.experiment.output import claim_output
+    from rankprobe.experiment.output import hold_output
     from rankprobe.experiment.study import Configuration, Study
 
     settings = o.study_settings(options)
@@ -69,20 +71,20 @@ def intrinsic_dim(
         return
     out = out or Path("results") / study.name
     plan = {"name": f"intrinsic-dim {settings['task']}", "command": command_line(), "inputs": study.name}
-    claim_output(out, plan)
-    if sweep.untuned:
-        click.echo(f"rankprobe: warning: {sweep.untuned}.", err=True)
-    observer = TerminalObserver(sweep.steps_left)
-    records, bad = {}, {}
-    with observer.live():
-        for record in run_intrinsic(sweep, functional_rank=functional_rank, observer=observer):
-            say_record(observer, record, again=record["run_id"] in records)
-            records[record["run_id"]] = record
-            if record["status"] != "ok":
-                bad[record["run_id"]] = record
-            render_intrinsic(out, sweep, list(records), figures=False)
-        observer.begin("tables, picture and page", 0)
-        dimensions = render_intrinsic(out, sweep, list(records), command=plan["command"])
+    with hold_output(out, plan):
+        if sweep.untuned:
+            click.echo(f"rankprobe: warning: {sweep.untuned}.", err=True)
+        observer = TerminalObserver(sweep.steps_left)
+        records, bad = {}, {}
+        with executor(options) as by, observer.live():
+            for record in run_intrinsic(sweep, functional_rank=functional_rank, observer=observer, executor=by):
+                say_record(observer, record, again=record["run_id"] in records)
+                records[record["run_id"]] = record
+                if record["status"] != "ok":
+                    bad[record["run_id"]] = record
+                render_intrinsic(out, sweep, list(records), figures=False)
+            observer.begin("tables, picture and page", 0)
+            dimensions = render_intrinsic(out, sweep, list(records), command=plan["command"])
     if len(dimensions):
         show_dimensions(dimensions)
         click.echo(f"{out / 'report.html'}")

@@ -79,6 +79,29 @@ compute_options = apply(
     click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads.  [default: all cores]"),
 )
 
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    default=None,
+    help="Runs at once, each in a process with its share of the threads.  [default: 1]",
+)
+executor_options = apply(
+    jobs_option,
+    click.option(
+        "--executor",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Where the runs are done; ray: on a Ray cluster, each with --threads cores (extra 'ray').",
+    ),
+    click.option(
+        "--address",
+        default=None,
+        metavar="auto|HOST:PORT",
+        help="Of the Ray cluster.  [default: the one RAY_ADDRESS names or that runs here, else a new one here]",
+    ),
+)
+
 source_options = apply(
     click.option(
         "--data-dir",
@@ -197,7 +220,10 @@ def file_spec(options: dict):
 
 
 def place(options: dict):
-    """Where this machine keeps things and what it computes with, from ``--runs``, the compute and the task options."""
+    """Where this machine keeps things and what it computes with, from ``--runs``, the compute and the task options.
+
+    With ``--jobs`` a run has its share of the threads. More jobs than threads are refused rather than slowed down.
+    """
     import os
 
     from rankprobe.experiment.store import check_store
@@ -206,14 +232,16 @@ def place(options: dict):
 
     check_store(options["runs"])
     device = pick_device(options["device"])
-    threads = options["threads"] or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    cores = len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    threads, jobs = options["threads"] or cores, options.get("jobs") or 1
+    if jobs > threads:
+        got, next_step = f"{jobs} on {threads}", f"Pass --jobs {threads} or fewer, or more --threads"
+        raise UsageError(must("--jobs", "be at most the CPU threads, which are divided", got, next_step))
     return Place(
         runs=options["runs"],
         dtype=pick_dtype(device, options["dtype"]),
         device=device,
-        threads=threads,
+        threads=threads // jobs,
         data_dir=options.get("data_dir"),
         files=file_spec(options) if "task" in options else None,
     )

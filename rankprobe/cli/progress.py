@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _PLAIN_EVERY_S = 30.0
 
 
 class TerminalObserver:
-    """Draws a progress bar with an ETA; where stderr is no terminal, prints a line now and then instead.
+    """Draws a progress bar with an ETA, and a line for each of several workers; where stderr is no terminal, prints a
+    line now and then instead.
 
     Parameters
     ----------
@@ -36,34 +37,52 @@ class TerminalObserver:
             speed_estimate_period=300,
         )
         self._task = self._progress.add_task("starting", total=max(1, total_steps), note="")
-        self._label, self._base, self._steps = "", 0, 0
+        self._over = 0  # steps of what is over
+        self._lanes: dict[int, _Lane] = {}
+        self._own = _Lane(self, None)
         self._start = self._said = time.monotonic()
 
+    def lane(self, number: int) -> _Lane:
+        """A worker's line, below the bar for everything."""
+        if number not in self._lanes:
+            task = self._progress.add_task("", total=1, note="", visible=False)
+            self._lanes[number] = _Lane(self, task)
+        return self._lanes[number]
+
     def begin(self, label: str, steps: int) -> None:
-        """A run starts."""
-        self._label, self._base, self._steps = label, self._base + self._steps, steps
-        self._show(self._base, label, "loading")
+        """A run starts, in this process."""
+        self._own.begin(label, steps)
 
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:
         """A stage of the current run moved on."""
-        words = {"train": "", "evaluate": "evaluating ", "svd": "SVD of dW ", "truncate": "truncating dW "}
-        count = f"{done:,}/{total:,}" if total else ""
-        completed = self._base + (done if name == "train" else self._steps)
-        self._show(completed, self._label, f"{words.get(name, name + ' ')}{count} {note}".strip())
+        self._own.stage(name, done, total, note)
+
+    def drop(self) -> None:
+        """What was under way begins again."""
+        self._own.drop()
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _show(self, completed: int, label: str, note: str) -> None:
+    def _show(self) -> None:
+        """Draw anew; all lanes' steps count, so that the ETA is right with any number of them."""
+        lanes = [lane for lane in (self._own, *self._lanes.values()) if lane.label]
+        completed = self._over + sum(lane.done for lane in (self._own, *self._lanes.values()))
+        working = [lane for lane in lanes if lane is not self._own]
+        label = f"{len(working)} at once" if working else self._own.label
+        note = "" if working else self._own.note
         self._progress.update(self._task, completed=completed, description=label, note=note)
+        for lane in self._lanes.values():
+            lane.draw(self._progress)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._said > _PLAIN_EVERY_S:
             self._said = now
             total = self._progress.tasks[0].total or 1
             left = (now - self._start) * (total - completed) / completed if completed else float("nan")
             eta = f"ETA {left / 60:.0f} min" if completed else "ETA unknown"
-            print(f"{label}: {note} ({completed / total:.0%}, {eta})", file=sys.stderr, flush=True)
+            said = " | ".join(f"{lane.label}: {lane.note}" for lane in working or [self._own])
+            print(f"{said} ({completed / total:.0%}, {eta})", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[TerminalObserver]:
@@ -73,6 +92,49 @@ class TerminalObserver:
                 yield self
         else:
             yield self
+
+
+class _Lane:
+    """What one worker is at: its label is empty while it does nothing."""
+
+    def __init__(self, whole: TerminalObserver, task: TaskID | None) -> None:
+        self.label, self.note, self.done, self.steps = "", "", 0, 0
+        self._whole, self._task = whole, task
+
+    def lane(self, number: int) -> _Lane:
+        """A worker does one run at a time."""
+        return self
+
+    def say(self, line: str) -> None:
+        """As the whole says it."""
+        self._whole.say(line)
+
+    def begin(self, label: str, steps: int) -> None:
+        """A run starts; the one before is over, also where it ended early."""
+        self._whole._over += self.steps
+        self.label, self.note, self.done, self.steps = label, "loading", 0, steps
+        self._whole._show()
+
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+        """A stage of the run moved on."""
+        words = {"train": "", "evaluate": "evaluating ", "svd": "SVD of dW ", "truncate": "truncating dW "}
+        count = f"{done:,}/{total:,}" if total else ""
+        self.done = done if name == "train" else self.steps
+        self.note = f"{words.get(name, name + ' ')}{count} {note}".strip()
+        self._whole._show()
+
+    def drop(self) -> None:
+        """The run's steps are to be done again."""
+        self.label, self.note, self.done, self.steps = "", "", 0, 0
+        self._whole._show()
+
+    def draw(self, progress: Progress) -> None:
+        """Renew the lane's own line."""
+        if self._task is not None:
+            progress.update(
+                self._task, description=f"  {self.label}", note=self.note, completed=self.done,
+                total=max(1, self.steps), visible=bool(self.label),
+            )  # fmt: skip
 
 
 @contextlib.contextmanager

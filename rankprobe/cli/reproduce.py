@@ -37,6 +37,7 @@ from rankprobe.cli import options as o
 )
 @o.seed_option
 @o.compute_options
+@o.jobs_option
 @o.runs_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and their parameter counts, and stop.")
 def reproduce_paper(
@@ -57,6 +58,7 @@ def reproduce_paper(
 
         paper_lines(chosen)
         return
+    from rankprobe.cli.executors import executor
     from rankprobe.cli.progress import reading
     from rankprobe.cli.reproduce_extras import extras
     from rankprobe.cli.work import plan_lines, run_studies
@@ -98,15 +100,17 @@ def reproduce_paper(
     model, task = everything[0].runs[0].source.name, everything[0].runs[0].task.name
     whole = scale != "paper"
     title = f"Is LoRA as good as full fine-tuning? {model} on {task}" if whole else "LoRA on GLUE, RoBERTa base"
-    run_studies(
-        todo,
-        out or Path("results") / f"reproduce-paper-{scale}",
-        name=f"reproduce-paper {scale}",
-        title=title,
-        latency=latency,
-        measure_latency=needs is None or needs.latency,
-        everything=everything,
-        extras=beside,
-        main=everything[0].runs[0].run_id if whole else None,
-        hours=hours,
-    )
+    with executor(options) as by:
+        run_studies(
+            todo,
+            out or Path("results") / f"reproduce-paper-{scale}",
+            name=f"reproduce-paper {scale}",
+            title=title,
+            latency=latency,
+            measure_latency=needs is None or needs.latency,
+            everything=everything,
+            extras=beside,
+            main=everything[0].runs[0].run_id if whole else None,
+            hours=hours,
+            executor=by,
+        )

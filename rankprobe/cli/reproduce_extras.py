@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.work import Extra
 from rankprobe.errors import RankprobeError
+from rankprobe.experiment.executors import Executor
 from rankprobe.experiment.intrinsic import IntrinsicSweep, plan_intrinsic, run_intrinsic
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
@@ -52,7 +53,7 @@ def extras(scale: Scale, planned: Sequence[PlannedStudy], place: Place, needs: N
     return found
 
 
-def _nothing(observer: TerminalObserver, stop: Callable[[], bool]) -> Iterator[None]:
+def _nothing(observer: TerminalObserver, stop: Callable[[], bool], executor: Executor) -> Iterator[None]:
     return iter(())
 
 
@@ -93,7 +94,7 @@ def _last_of(planned: Sequence[PlannedStudy], plans: Sequence[PairPlan]) -> int:
 
 
 def _pairs(
-    plans: Sequence[PairPlan], observer: TerminalObserver, stop: Callable[[], bool]
+    plans: Sequence[PairPlan], observer: TerminalObserver, stop: Callable[[], bool], executor: Executor
 ) -> Iterator[None]:
     for plan in plans:
         if stop() or not all(_ready(run) for run in (plan.x, plan.y)):
@@ -108,7 +109,9 @@ def _pairs(
         yield
 
 
-def _table1(plan: LatencyPlan, observer: TerminalObserver, stop: Callable[[], bool]) -> Iterator[None]:
+def _table1(
+    plan: LatencyPlan, observer: TerminalObserver, stop: Callable[[], bool], executor: Executor
+) -> Iterator[None]:
     if not finished(plan.folder) and not stop():
         observer.begin("Table 1: latency of adapters", 0)
         execute_latency(plan, observer=observer, stop=stop)
@@ -116,10 +119,10 @@ def _table1(plan: LatencyPlan, observer: TerminalObserver, stop: Callable[[], bo
 
 
 def _intrinsic(
-    sweep: IntrinsicSweep, entry: dict, observer: TerminalObserver, stop: Callable[[], bool]
+    sweep: IntrinsicSweep, entry: dict, observer: TerminalObserver, stop: Callable[[], bool], executor: Executor
 ) -> Iterator[None]:
     """Which d comes next depends on scores: the plan learns of each run as it ends."""
-    for record in run_intrinsic(sweep, observer=observer, stop=stop):
+    for record in run_intrinsic(sweep, observer=observer, stop=stop, executor=executor):
         if record["run_id"] not in entry["intrinsic"]:
             entry["intrinsic"].append(record["run_id"])
         say_record(observer, record, again=False)

@@ -38,7 +38,8 @@ _OF_A_STUDY = (
 @click.command(
     epilog="\b\nExamples:\n  rankprobe sweep --r 1,2,4 --seeds 2 --task docmatch --train-size 2000 --eval-size 1000\n"
     "  rankprobe sweep --r 8 --targets q,v --targets qkvo --task sst2 --data-dir data/sst2\n"
-    "  rankprobe sweep studies/sst2/study.toml --data-dir data --out results/sst2"
+    "  rankprobe sweep studies/sst2/study.toml --data-dir data --out results/sst2\n"
+    "  rankprobe sweep --r 1,2,4,8 --seeds 3 --jobs 4"
 )
 @click.argument("study_file", metavar="[STUDY.TOML]", required=False, type=click.Path(path_type=Path))
 @click.option("--r", "rs", type=o.IntList(), default=(1, 2, 4, 8, 64), show_default="1,2,4,8,64")
@@ -76,6 +77,7 @@ _OF_A_STUDY = (
 @o.training_options
 @o.seed_option
 @o.compute_options
+@o.executor_options
 @o.runs_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and stop.")
 def sweep(
@@ -97,6 +99,7 @@ def sweep(
     and --model where it names none, may be given beside it. Tables are renewed after every run; finished runs are not
     redone.
     """
+    from rankprobe.cli.executors import check_executor, executor
     from rankprobe.cli.progress import reading
     from rankprobe.cli.work import plan_lines, run_studies
     from rankprobe.errors import UsageError, must
@@ -104,6 +107,7 @@ def sweep(
     from rankprobe.experiment.study_file import load_study
     from rankprobe.experiment.sweep import plan_study
 
+    check_executor(options)
     if study_file is not None:
         if typed := o.given(*_OF_A_STUDY):
             raise UsageError(
@@ -146,13 +150,15 @@ def sweep(
         # Of options alone, a name of its own for each choice: another sweep must not replace this one's tables.
         mark = "" if study_file else "-" + sha256("".join(run.run_id for run in planned.runs).encode()).hexdigest()[:6]
         out = Path("results") / f"sweep-{study.name}{mark}"
-    run_studies(
-        [planned],
-        out,
-        name=f"sweep {study.name}",
-        title=study.question or f"LoRA's r on {planned.runs[0].task.name}",
-        keep_weights=keep_weights,
-    )
+    with executor(options) as chosen:
+        run_studies(
+            [planned],
+            out,
+            name=f"sweep {study.name}",
+            title=study.question or f"LoRA's r on {planned.runs[0].task.name}",
+            keep_weights=keep_weights,
+            executor=chosen,
+        )
 
 
 def rates_of(texts: tuple[str, ...]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -14,8 +14,9 @@ from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.show import print_table, problem
 from rankprobe.errors import UsageError, WorkError, must
+from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
-from rankprobe.experiment.output import claim_output, read_plan
+from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.pairs import read_pairs
 from rankprobe.experiment.store import finished, load_runs, read_latency
 from rankprobe.experiment.sweep import PlannedStudy, run_study
@@ -73,14 +74,14 @@ class Extra:
     entry : dict
         What the plan has of it, so that a report can be made again: ``{"pairs": {"r8-r64": run_id}}``.
     run : callable
-        ``run(observer, stop)``; yields when tables are worth renewing.
+        ``run(observer, stop, executor)``; yields when tables are worth renewing.
     lines : tuple of str
         What a dry run says of it; none where there is nothing to do now.
     """
 
     after: int
     entry: dict
-    run: Callable[[TerminalObserver, Callable[[], bool]], Iterator[None]]
+    run: Callable[[TerminalObserver, Callable[[], bool], Executor], Iterator[None]]
     lines: tuple[str, ...] = ()
 
 
@@ -97,6 +98,7 @@ def run_studies(
     extras: Sequence[Extra] = (),
     main: str | None = None,
     hours: float | None = None,
+    executor: Executor = IN_TURN,
 ) -> None:
     """Do what is left, with a progress bar; tables are renewed after every run, pictures and pages at the end.
 
@@ -127,12 +129,6 @@ def run_studies(
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
     earlier = read_plan(out) if out.is_dir() else None
-    claim_output(out, plan)
-    if earlier and not set(earlier["runs"]) <= set(plan["runs"]):
-        click.echo(f"rankprobe: warning: {out} showed other runs; its tables are replaced, the runs stay in "
-                   f"{runs_folder}.", err=True)
-    if plan["note"]:
-        click.echo(f"rankprobe: warning: {plan['note']}.", err=True)
     observer = TerminalObserver(sum(study.steps_left for study in studies))
     ends = None if hours is None else time.monotonic() + 3600 * hours
 
@@ -140,23 +136,30 @@ def run_studies(
         return ends is not None and time.monotonic() > ends
 
     bad = {}
-    with observer.live():
+    with hold_output(out, plan), observer.live():
+        if earlier and not set(earlier["runs"]) <= set(plan["runs"]):
+            observer.say(f"rankprobe: warning: {out} showed other runs; its tables are replaced, the runs stay in "
+                         f"{runs_folder}.")  # fmt: skip
+        if plan["note"]:
+            observer.say(f"rankprobe: warning: {plan['note']}.")
         for number, study in enumerate(studies):
-            for round_ in study.rounds():
+            # After the first round: every table has its first row by then, and a killed job still has latency, which
+            # is measured while nothing else runs.
+            for part in _first_round_and_rest(study) if measure_latency and latency is not None else [study]:
                 said: set[str] = set()
-                for record in run_study(round_, keep_weights=keep_weights, observer=observer, stop=stop):
+                work = run_study(part, keep_weights=keep_weights, observer=observer, stop=stop, executor=executor)
+                for record in work:
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
                     render(out, plan, runs_folder, figures=False)
                 if measure_latency and not stop():
-                    # After the first round: every table has its first row by then, and a killed job still has latency.
                     _latency(latency, observer)
                     measure_latency = False
             for extra in extras:
                 if extra.after == number + 1:
-                    for _ in extra.run(observer, stop):
+                    for _ in extra.run(observer, stop, executor):
                         claim_output(out, plan)  # an extra's entry may have grown
                         render(out, plan, runs_folder, figures=False)
         if measure_latency and not stop():
@@ -171,6 +174,12 @@ def run_studies(
         first = next(iter(bad.values()))
         why = problem(first, runs_folder / first["run_id"])
         raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs diverged or failed. {why}")
+
+
+def _first_round_and_rest(study: PlannedStudy) -> list[PlannedStudy]:
+    first, *rest = study.rounds() or [study]
+    left = tuple(run for round_ in rest for run in round_.runs)
+    return [first, replace(study, runs=left, truncate=())] if left else [first]
 
 
 def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> None:

@@ -10,11 +10,14 @@ import numpy as np
 
 from rankprobe.analysis.crossing import bracket
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
+from rankprobe.experiment.executors import IN_TURN, Executor
+from rankprobe.experiment.observer import Observer, Silent
+from rankprobe.experiment.pieces import Piece
+from rankprobe.experiment.runs import PlannedRun, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
-from rankprobe.experiment.truncation import measure_truncation, truncation_done
+from rankprobe.experiment.truncation import truncation_done
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 from rankprobe.tasks.sources import Progress
 
@@ -242,6 +245,7 @@ def run_intrinsic(
     functional_rank: bool = False,
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
+    executor: Executor = IN_TURN,
 ) -> Iterator[dict]:
     """Do what is left; yields each run's record, finished earlier or now.
 
@@ -256,25 +260,33 @@ def run_intrinsic(
     observer : Observer, optional
     stop : callable
         Once it is true nothing new is begun.
+    executor : Executor
+        One that does several at once does the reference together, and the seeds of each d.
     """
     observer = observer or Silent()
     first = next(run for run in sweep.reference.runs if run.spec.method == "full")
+    records: dict[str, dict] = {}
+
+    def piece(run: PlannedRun) -> Piece:
+        need = functional_rank and run.run_id == first.run_id and not truncation_done(run)
+        there = finished(run.folder, need_weights=need)
+        return Piece((run,), keep_weights=run.spec.method == "full" and not there)
 
     def do(run: PlannedRun) -> dict | None:
-        need = functional_rank and run is first and not truncation_done(run)
-        if not finished(run.folder, need_weights=need):
-            if stop():
-                return None
-            observer.begin(run.spec.label, run.steps)
-            return execute(run, keep_weights=run.spec.method == "full", observer=observer)
-        return finished(run.folder)
+        if run.run_id not in records:
+            together = [run] if executor.width == 1 else _together(sweep, run)
+            for record in executor([piece(other) for other in together], observer, stop):
+                records[record["run_id"]] = record
+        return records.get(run.run_id)
 
     yield from walk(sweep, do)
-    record = finished(first.folder)
-    if functional_rank and record and record["status"] == "ok" and not truncation_done(first) and not stop():
-        observer.begin(f"functional rank, {first.spec.label}", 0)
-        measure_truncation(first, observer)
-        yield record
+    if functional_rank:
+        yield from executor([Piece((first,), truncation=True)], observer, stop)
+
+
+def _together(sweep: IntrinsicSweep, run: PlannedRun) -> list[PlannedRun]:
+    """Runs none of which has to be known before another: all of the reference, or the seeds at one d."""
+    return list(sweep.reference.runs) if run.spec.d is None else sweep.runs(run.spec.method, run.spec.d)
 
 
 def finished_intrinsic(sweep: IntrinsicSweep) -> list[dict]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from rankprobe.errors import UsageError, WorkError, must
-from rankprobe.experiment.store import write_atomic
+from rankprobe.experiment.store import LockedError, lock, write_atomic
 
 PLAN_FILE = "plan.json"
 
@@ -30,6 +31,42 @@ def claim_output(out: Path, plan: dict) -> None:
         If it cannot be written.
     """
     out = Path(out)
+    _check(out, plan)
+    with _writable(out):
+        _write_plan(out, plan)
+
+
+@contextlib.contextmanager
+def hold_output(out: Path, plan: dict) -> Iterator[None]:
+    """As :func:`claim_output`, for this command alone while the block runs: two would take turns in replacing tables.
+
+    Raises
+    ------
+    UsageError
+        As :func:`claim_output`; nothing is put into the folder then.
+    WorkError
+        If another command holds the folder, or it cannot be written.
+    """
+    out = Path(out)
+    _check(out, plan)
+    with contextlib.ExitStack() as stack:
+        try:
+            with _writable(out):
+                stack.enter_context(lock(out))
+        except LockedError as error:
+            got = f"{out}, which {error.holder} holds"
+            next_step = "Wait for the other to end, or pass another --out"
+            raise WorkError(must("output folder", "be used by one command at a time", got, next_step)) from None
+        try:
+            with _writable(out):
+                _write_plan(out, plan)
+            yield
+        finally:
+            (out / ".lock").unlink(missing_ok=True)
+
+
+def _check(out: Path, plan: dict) -> None:
+    """Refuse a folder that is not this plan's to write to; nothing is made."""
     if out.exists() and not out.is_dir():
         raise UsageError(must("output folder", "be a folder", out, "Pass another --out"))
     # What a kill leaves: while the plan was first written its temporary file, while it was replaced a lock.
@@ -49,15 +86,24 @@ def claim_output(out: Path, plan: dict) -> None:
                     "Pass another --out",
                 )
             )
+
+
+@contextlib.contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """Turn what a folder that cannot be written raises into one line."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-        write_atomic(out / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
+        yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise WorkError(
             must("output folder", "be writable", f"{out} ({error.strerror})", "Pass another --out")
         ) from None
+
+
+def _write_plan(out: Path, plan: dict) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(13, "Permission denied")
+    write_atomic(out / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
 
 
 def release_output(out: Path) -> None:

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import pandas as pd
 
@@ -28,8 +27,18 @@ from rankprobe.experiment.models import (
     set_threads,
     snapshot,
 )
+from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.provenance import device_record, git_state, versions
-from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, run_id, write_atomic, write_table
+from rankprobe.experiment.store import (
+    RUN_FILE,
+    LockedError,
+    files_of,
+    finished,
+    lock,
+    run_id,
+    write_atomic,
+    write_table,
+)
 from rankprobe.experiment.study import RunSpec
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import lora_deltas
@@ -43,26 +52,6 @@ from rankprobe.weights.source import ModelSource
 
 # An absolute path in a message; what stays is its last part.
 _PATH = re.compile(r"(?:/[^\s/:'\"]+)+/([^\s/:'\"]+)")
-
-
-class Observer(Protocol):
-    """Who is told how a run goes; the command line draws it."""
-
-    def begin(self, label: str, steps: int) -> None:
-        """A run starts that will take so many optimiser steps (0 for a measurement on a finished run)."""
-
-    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
-        """A stage (``train``, ``evaluate``, ``svd``, ``truncate``) has done so much of its total."""
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def begin(self, label: str, steps: int) -> None:
-        """Ignore it."""
-
-    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Ignore it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +112,7 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
     ------
     UsageError
         If the spec does not fit the model (a target that matches nothing, r out of range); nothing is recorded.
-    WorkError
+    LockedError
         If another process holds the folder.
     OSError
         If the disk is full or the folder cannot be written.
@@ -144,10 +133,32 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
         except Exception as error:
             # The traceback is for this machine's user; the record, which may be published, gets the one line.
             (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            message = _PATH.sub(r"\1", f"{type(error).__name__}: {error}")
-            record |= {"status": "failed", "error": message, "weights_kept": False, "files": {}}
-        write_atomic(run.folder / RUN_FILE, json.dumps(_finite(record), indent=1) + "\n")
+            record |= _failed(f"{type(error).__name__}: {error}")
+        _write_record(run, record)
         return record
+
+
+def record_failure(run: PlannedRun, error: str) -> dict:
+    """Record that a run came to nothing, where what did it left no record; the next :func:`execute` redoes it.
+
+    Nothing is written where another process has the run's folder by now: that one will record what becomes of the run.
+    """
+    record = _header(run) | _failed(error)
+    with contextlib.suppress(LockedError), lock(run.folder):
+        if done := finished(run.folder):
+            return done
+        _clear(run.folder)
+        (run.folder / "error.txt").write_text(error + "\n", encoding="utf-8")
+        _write_record(run, record)
+    return record
+
+
+def _failed(error: str) -> dict:
+    return {"status": "failed", "error": _PATH.sub(r"\1", error), "weights_kept": False, "files": {}}
+
+
+def _write_record(run: PlannedRun, record: dict) -> None:
+    write_atomic(run.folder / RUN_FILE, json.dumps(_finite(record), indent=1) + "\n")
 
 
 def trained_predictions(run: PlannedRun, prepared: Prepared, observer: Observer | None = None) -> Predictions:

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
@@ -178,13 +180,21 @@ def read_latency(folder: Path) -> pd.DataFrame | None:
     return pd.read_csv(Path(folder) / "latency.csv") if finished(Path(folder)) else None
 
 
+class LockedError(WorkError):
+    """Another process holds a folder; ``holder`` says which, for people."""
+
+    def __init__(self, message: str, holder: str = "another process") -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process alone.
+    """Hold a run folder for this process alone; the system lets go of it when the process ends, however it ends.
 
     Raises
     ------
-    WorkError
+    LockedError
         If another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,12 +203,32 @@ def lock(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows: no advisory locks; two sweeps on one store are the user's to avoid
         yield
         return
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WorkError(must(f"{folder}", "be used by one process at a time", "a second one",
-                                 "Wait for the other to end, or pass another --runs")) from None
+            holder = _holder(file)
+            raise LockedError(must(f"{folder}", "be used by one process at a time", f"{holder}, which holds it",
+                                   "Wait for the other to end, or pass another --runs"), holder) from None
         except OSError:  # a file system without locks: as on Windows
             pass
+        if not os.fstat(file.fileno()).st_nlink:  # deleted by its holder on leaving; a third may have a new one
+            raise LockedError(must(f"{folder}", "be used by one process at a time", "one that leaves it just now",
+                                   "Run the same command again"))  # fmt: skip
+        _sign(file)
         yield
+
+
+def _sign(file: TextIO) -> None:
+    """Write into a lock file who holds it, for the messages of others; the lock does not hang on it."""
+    with contextlib.suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        file.flush()
+
+
+def _holder(file: TextIO) -> str:
+    """Who holds a lock file, in words: ``process 1234 on thishost``."""
+    file.seek(0)
+    pid, _, host = file.readline().strip().partition(" ")
+    return f"process {pid} on {host}" if pid.isdigit() and host else "another process"

@@ -1,4 +1,4 @@
-"""Many runs, one after the other: finished ones are taken from the store, the rest are done in the planned order."""
+"""Many runs: finished ones are taken from the store, the rest are done in the planned order."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.learning_rates import TUNED_ON
+from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.parameters import check_fit
-from rankprobe.experiment.runs import Observer, PlannedRun, Silent, execute, plan_run
+from rankprobe.experiment.pieces import Piece
+from rankprobe.experiment.runs import PlannedRun, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Study, parse_configuration
-from rankprobe.experiment.truncation import measure_truncation, truncation_done
 from rankprobe.tasks.load import load_task
 from rankprobe.weights.source import find_model
 
@@ -84,6 +86,14 @@ class PlannedStudy:
         return [replace(self, runs=tuple(run for run in self.runs if run.spec.seed == seed),
                         truncate=self.truncate if seed == seeds[0] else ()) for seed in seeds]
 
+    def pieces(self, *, keep_weights: bool = True) -> list[Piece]:
+        """All the work, the most useful first: a round of runs, their functional ranks, the next round."""
+        found = []
+        for round_ in self.rounds():
+            found += [Piece((run,), keep_weights=keep_weights) for run in round_.runs]
+            found += [Piece((run,), truncation=True) for run in round_.truncate]
+        return found
+
 
 def plan_study(study: Study, place: Place, *, progress: Progress | None = None) -> PlannedStudy:
     """Find the model, load the data and name every run; nothing is trained or written.
@@ -112,23 +122,12 @@ def run_study(
     keep_weights: bool = True,
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
+    executor: Executor = IN_TURN,
 ) -> Iterator[dict]:
     """Do what is left of a study; yields each run's record when it is there, finished earlier or now.
 
     A run that diverged or failed does not stop the others. Functional rank is measured at the end of a round of seeds,
     and the run's record yielded again. Once ``stop()`` is true nothing new is begun; what is finished is still yielded.
+    With an executor that does several at once the order is that of their ends; what begins first is the same.
     """
-    observer = observer or Silent()
-    for round_ in planned.rounds():
-        for run in round_.runs:
-            if not finished(run.folder, need_weights=keep_weights):
-                if stop():
-                    continue
-                observer.begin(run.spec.label, run.steps)
-            yield execute(run, keep_weights=keep_weights, observer=observer)
-        for run in round_.truncate:
-            record = finished(run.folder, need_weights=True)
-            if record and record["status"] == "ok" and not truncation_done(run) and not stop():
-                observer.begin(f"functional rank, {run.spec.label}", 0)
-                measure_truncation(run, observer)
-                yield record
+    yield from executor(planned.pieces(keep_weights=keep_weights), observer or Silent(), stop)

@@ -11,7 +11,7 @@ from rankprobe.analysis.functional_rank import functional_ranks
 from rankprobe.analysis.truncation import RULES, decompose_updates, most_directions, truncation_curve, truncation_ks
 from rankprobe.experiment.models import load_base, load_trained, set_threads, snapshot
 from rankprobe.experiment.runs import Observer, PlannedRun, Silent, task_score
-from rankprobe.experiment.store import write_table
+from rankprobe.experiment.store import lock, write_table
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import lora_deltas, unload_lora
 from rankprobe.training.batches import encode
@@ -42,9 +42,21 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
     Returns
     -------
     DataFrame
-        functional_rank.csv: a row a rule and q (0.9, 0.99).
+        functional_rank.csv: a row a rule and q (0.9, 0.99); what is there already is read.
+
+    Raises
+    ------
+    LockedError
+        If another process holds the run's folder.
     """
     observer = observer or Silent()
+    with lock(run.folder):
+        if truncation_done(run):  # another process may have ended it just now
+            return pd.read_csv(run.folder / RANK_FILE)
+        return _measure(run, observer)
+
+
+def _measure(run: PlannedRun, observer: Observer) -> pd.DataFrame:
     spec, task = run.spec, run.task
     set_threads(spec.threads)
     base, tokenizer, _ = load_base(spec, run.source, task)

@@ -1,0 +1,205 @@
+"""The pieces of a study's work, in their order, and which of them may begin."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rankprobe.errors import WorkError, must
+from rankprobe.experiment.runs import Observer, PlannedRun, execute, record_failure
+from rankprobe.experiment.store import LockedError, finished, lock
+from rankprobe.experiment.truncation import measure_truncation, truncation_done
+
+# How long what another process holds is left alone before it is looked at again.
+_LATER_S = 2.0
+_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Work that one process does in one go.
+
+    Attributes
+    ----------
+    runs : tuple of PlannedRun
+        Done together: one, or a pack of several. All of one model and one task.
+    truncation : bool
+        Measure the functional rank of the (one) finished run, rather than train it.
+    keep_weights : bool
+        Of the runs that are trained.
+    """
+
+    runs: tuple[PlannedRun, ...]
+    truncation: bool = False
+    keep_weights: bool = True
+
+    @property
+    def label(self) -> str:
+        """For lines about it."""
+        names = ", ".join(run.run_id for run in self.runs)
+        return f"functional rank of {names}" if self.truncation else names
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return 0 if self.truncation else sum(run.steps for run in self.runs)
+
+    def unfinished(self) -> tuple[PlannedRun, ...]:
+        """The runs that are still to be done; of a functional rank its run where it is ready and was not measured."""
+        if not self.truncation:
+            return tuple(run for run in self.runs if not finished(run.folder, need_weights=self.keep_weights))
+        ready = ((run, finished(run.folder, need_weights=True)) for run in self.runs)
+        return tuple(run for run, found in ready if found and found["status"] == "ok" and not truncation_done(run))
+
+    def records(self) -> list[dict]:
+        """Records of the finished runs; none of a functional rank, whose run has been heard of."""
+        if self.truncation:
+            return []
+        return [found for run in self.runs if (found := finished(run.folder, need_weights=self.keep_weights))]
+
+
+def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
+    """Do a piece in this process; yields each run's record when it is there.
+
+    Raises
+    ------
+    LockedError
+        If another process holds a run's folder; nothing was begun of that run.
+    UsageError, OSError, MemoryError
+        As :func:`rankprobe.experiment.runs.execute`.
+    """
+    for run in piece.unfinished():
+        with lock(run.folder):  # asked before the observer is told of a run that does not begin
+            pass
+        if piece.truncation:
+            observer.begin(f"functional rank, {run.spec.label}", 0)
+            measure_truncation(run, observer)
+            yield finished(run.folder, need_weights=True)
+        else:
+            observer.begin(run.spec.label, run.steps)
+            yield execute(run, keep_weights=piece.keep_weights, observer=observer)
+
+
+class Agenda:
+    """What is left of some pieces, in the order of their importance. Whoever does the work asks here what comes next.
+
+    A functional rank waits for its run. What another process holds is put off and asked for again. A piece whose worker
+    was lost is done again; a run that loses its worker too often is recorded as failed.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        The first that may begin is begun first.
+    observer : Observer
+        Told, in a line each, what is put off or done again.
+    stop : callable
+        Once it is true nothing new is begun; what is finished is still heard of.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], observer: Observer, stop: Callable[[], bool]) -> None:
+        self._left, self._begun = list(pieces), set[Piece]()
+        self._observer, self._stop = observer, stop
+        self._training = Counter(run.run_id for piece in pieces if not piece.truncation for run in piece.runs)
+        self._not_before: dict[str, float] = {}
+        self._losses: Counter[str] = Counter()
+        self._given_up: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._left or self._begun)
+
+    def next(self) -> tuple[Piece | None, list[dict]]:
+        """The next piece to do, and the records of those of its runs that need not be done.
+
+        None with records: the piece was finished before. None without: whatever is left has to wait.
+        """
+        for piece in tuple(self._left):
+            if self._waits(piece):
+                continue
+            self._left.remove(piece)
+            unfinished, records = piece.unfinished(), piece.records()
+            begins = bool(unfinished) and not self._stop()
+            if not piece.truncation:
+                over = [run for run in piece.runs if not begins or run not in unfinished]
+                self._training.subtract(run.run_id for run in over)
+                for run in over:
+                    if run.run_id in self._not_before and run not in unfinished:
+                        self._observer.begin(run.spec.label, run.steps)  # the other process did these steps
+            if begins:
+                piece = replace(piece, runs=unfinished)
+                self._begun.add(piece)
+                return piece, records
+            if records:
+                return None, records
+        return None, []
+
+    def end(self, piece: Piece) -> None:
+        """A piece is done."""
+        self._begun.remove(piece)
+        if not piece.truncation:
+            self._training.subtract(run.run_id for run in piece.runs)
+
+    def locked(self, piece: Piece, error: LockedError) -> None:
+        """A piece could not begin, or go on: another process holds one of its runs. It is asked for again."""
+        if not any(run.run_id in self._not_before for run in piece.runs):
+            self._observer.say(f"{piece.label}: {error.holder} is at it; it is looked at again after the others")
+        for run in piece.runs:
+            self._not_before[run.run_id] = time.monotonic() + _LATER_S
+        self._put_back(piece)
+
+    def lost(self, piece: Piece, how: str, *, losses: int = 2) -> list[dict]:
+        """The worker that did a piece is lost. Returns the records of runs that are given up; these are written.
+
+        Parameters
+        ----------
+        piece : Piece
+        how : str
+            What happened: ``its process was ended by signal 9``.
+        losses : int
+            A run is given up when it has lost so many workers.
+        """
+        unfinished = piece.unfinished()
+        self._losses.update(run.run_id for run in unfinished)
+        if all(self._losses[run.run_id] < losses for run in unfinished):
+            self._observer.say(f"{piece.label}: {how}; it is done again")
+            self._put_back(piece)
+            return []
+        self.end(piece)
+        if piece.truncation:
+            got = f"{how}, {losses} times"
+            self._given_up.append(must(piece.label, "be measured", got, "Run the same command with more memory"))
+            return []
+        got, next_step = f"{how}, {losses} times", "Lower the batch size, or do fewer runs at once"
+        error = must("what does a run", "live until its end", got, next_step)
+        return [record_failure(run, error) for run in unfinished]
+
+    def pause(self) -> None:
+        """Wait a moment for what others hold."""
+        time.sleep(_PAUSE_S)
+
+    def close(self) -> None:
+        """Say at the end what had to be given up and has no record of its own.
+
+        Raises
+        ------
+        WorkError
+            If a functional rank could not be measured.
+        """
+        if self._given_up:
+            raise WorkError(self._given_up[0])
+
+    def _waits(self, piece: Piece) -> bool:
+        if piece.truncation and any(self._training[run.run_id] > 0 for run in piece.runs):
+            return True
+        soonest = max(self._not_before.get(run.run_id, -math.inf) for run in piece.runs)
+        return soonest > time.monotonic() and not self._stop()
+
+    def _put_back(self, piece: Piece) -> None:
+        """Its finished runs have been heard of, unless that was all."""
+        self._begun.remove(piece)
+        runs = piece.unfinished() or piece.runs
+        if not piece.truncation:
+            self._training.subtract(run.run_id for run in piece.runs if run not in runs)
+        self._left.insert(0, replace(piece, runs=runs))

@@ -37,6 +37,21 @@ class IntList(click.ParamType):
             self.fail(f"must be whole numbers with commas between. Got {value!r}. Pass 1,2,4, say.", param, ctx)
 
 
+class FloatList(click.ParamType):
+    """Comma-separated numbers: ``0.5,1,2``."""
+
+    name = "X,X,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse; a click error names the part that is no number."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"must be numbers with commas between. Got {value!r}. Pass 0.5,1,2, say.", param, ctx)
+
+
 # As rankprobe.experiment.study has them, which a --help need not import; a test compares.
 METHODS = (
     "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
@@ -163,7 +178,7 @@ lora_options = apply(
         show_default=True,
         help="q k v o up down gate with commas, qkvo, all, or a regex on module paths.",
     ),
-    click.option("--alpha", type=float, default=None, help="LoRA's alpha.  [default: 2r]"),
+    click.option("--alpha", default="2r", show_default=True, help="LoRA's alpha, a number or a multiple of r."),
     click.option("--dropout", type=float, default=0.0, show_default=True, help="On LoRA's input."),
     click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(r) instead of alpha / r."),
 )

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rankprobe.experiment.live import LiveFile
+
 _PLAIN_EVERY_S = 30.0
 
 
@@ -21,10 +23,13 @@ class TerminalObserver:
     ----------
     total_steps : int
         Optimiser steps of all the work that is left.
+    live_file : LiveFile, optional
+        Told the same, for ``rankprobe status``.
     """
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, live_file: LiveFile | None = None) -> None:
         self.console = Console(stderr=True)
+        self._live_file = live_file
         self._progress = Progress(
             TextColumn("{task.description}", table_column=None),
             BarColumn(bar_width=24),
@@ -41,6 +46,10 @@ class TerminalObserver:
         self._lanes: dict[int, _Lane] = {}
         self._own = _Lane(self, None)
         self._start = self._said = time.monotonic()
+
+    def expect(self, steps: int) -> None:
+        """More work has come to light: so many optimiser steps."""
+        self._progress.update(self._task, total=(self._progress.tasks[0].total or 0) + steps)
 
     def lane(self, number: int) -> _Lane:
         """A worker's line, below the bar for everything."""
@@ -75,23 +84,25 @@ class TerminalObserver:
         self._progress.update(self._task, completed=completed, description=label, note=note)
         for lane in self._lanes.values():
             lane.draw(self._progress)
-        now = time.monotonic()
+        now, total = time.monotonic(), self._progress.tasks[0].total or 1
+        eta_s = (now - self._start) * (total - completed) / completed if completed else None
+        lines = tuple(f"{lane.label}: {lane.note}" for lane in working or [self._own])
+        if self._live_file is not None:
+            self._live_file.tell(lines, int(completed), int(total), eta_s)
         if not self.console.is_terminal and now - self._said > _PLAIN_EVERY_S:
             self._said = now
-            total = self._progress.tasks[0].total or 1
-            left = (now - self._start) * (total - completed) / completed if completed else float("nan")
-            eta = f"ETA {left / 60:.0f} min" if completed else "ETA unknown"
-            said = " | ".join(f"{lane.label}: {lane.note}" for lane in working or [self._own])
-            print(f"{said} ({completed / total:.0%}, {eta})", file=sys.stderr, flush=True)
+            eta = "ETA unknown" if eta_s is None else f"ETA {eta_s / 60:.0f} min"
+            print(f"{' | '.join(lines)} ({completed / total:.0%}, {eta})", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[TerminalObserver]:
-        """Show the bar inside the block."""
-        if self.console.is_terminal:
-            with self._progress:
+        """Show the bar inside the block; after it nothing is under way."""
+        try:
+            with self._progress if self.console.is_terminal else contextlib.nullcontext():
                 yield self
-        else:
-            yield self
+        finally:
+            if self._live_file is not None:
+                self._live_file.end()
 
 
 class _Lane:

@@ -64,7 +64,7 @@ def reproduce_paper(
     from rankprobe.cli.work import plan_lines, run_studies
     from rankprobe.experiment.latency import plan_latency
     from rankprobe.experiment.sweep import plan_study
-    from rankprobe.tasks.load import GLUE_TASKS
+    from rankprobe.tasks.load import GLUE_TASKS, needs_files
 
     place = o.place({**options})
     studies = chosen.studies
@@ -76,7 +76,7 @@ def reproduce_paper(
     no_files = replace(place, data_dir=None) if scale == "medium" else place
     with reading() as progress:
         everything = [
-            plan_study(study, place if study.task in GLUE_TASKS else no_files, progress=progress) for study in studies
+            plan_study(study, place if needs_files(study.task) else no_files, progress=progress) for study in studies
         ]
     latency = plan_latency(
         everything[0].runs[0].source,
@@ -113,4 +113,5 @@ def reproduce_paper(
             main=everything[0].runs[0].run_id if whole else None,
             hours=hours,
             executor=by,
+            paper=whole,
         )

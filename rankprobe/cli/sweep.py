@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rankprobe.cli import options as o
+
+if TYPE_CHECKING:
+    from rankprobe.experiment.study import Study
 
 # What a study file sets.
 _OF_A_STUDY = (
     "rs",
     "lrs",
     "targets",
-    "alpha",
+    "alphas",
     "dropout",
     "rslora",
     "seeds",
@@ -32,6 +36,9 @@ _OF_A_STUDY = (
     "clip_norm",
     "model_dropout",
     "seed",
+    "tune",
+    "tuning_size",
+    "margin",
 )
 
 
@@ -39,7 +46,7 @@ _OF_A_STUDY = (
     epilog="\b\nExamples:\n  rankprobe sweep --r 1,2,4 --seeds 2 --task docmatch --train-size 2000 --eval-size 1000\n"
     "  rankprobe sweep --r 8 --targets q,v --targets qkvo --task sst2 --data-dir data/sst2\n"
     "  rankprobe sweep studies/sst2/study.toml --data-dir data --out results/sst2\n"
-    "  rankprobe sweep --r 1,2,4,8 --seeds 3 --jobs 4"
+    "  rankprobe sweep --r 1,2,4,8 --seeds 3 --tune 0.5,1,2 --jobs 4"
 )
 @click.argument("study_file", metavar="[STUDY.TOML]", required=False, type=click.Path(path_type=Path))
 @click.option("--r", "rs", type=o.IntList(), default=(1, 2, 4, 8, 64), show_default="1,2,4,8,64")
@@ -50,7 +57,13 @@ _OF_A_STUDY = (
     show_default=True,
     help="q k v o up down gate with commas, qkvo, all, or a regex; repeat for more.",
 )
-@click.option("--alpha", type=float, default=None, help="LoRA's alpha for every r.  [default: 2r]")
+@click.option(
+    "--alpha",
+    "alphas",
+    default="2r",
+    show_default=True,
+    help="LoRA's alpha, a number or a multiple of r; 16,2r for both.",
+)
 @click.option("--dropout", type=float, default=0.0, show_default=True, help="On LoRA's input.")
 @click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(r) instead of alpha / r.")
 @click.option(
@@ -59,6 +72,20 @@ _OF_A_STUDY = (
     multiple=True,
     metavar="[METHOD=]RATE",
     help="lora=2e-3, full=1e-4 or head=1e-2; a rate alone is LoRA's.  [default: tuned for MiniLM on docmatch]",
+)
+@click.option(
+    "--tune",
+    type=o.FloatList(),
+    default=(),
+    help="Factors of each configuration's rate, 0.5,1,2: it takes the one of lowest loss on tuning rows.",
+)
+@click.option("--tuning-size", type=click.IntRange(min=1), default=None, help="Tuning rows.  [default: all]")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.02,
+    show_default=True,
+    help="What an r may differ by from full fine-tuning to be as good; 0.02 is two points.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Of every configuration.")
 @click.option("--full/--no-full", default=True, show_default=True, help="Full fine-tuning beside it.")
@@ -79,86 +106,94 @@ _OF_A_STUDY = (
 @o.compute_options
 @o.executor_options
 @o.runs_option
-@click.option("--dry-run", is_flag=True, help="Print the runs and stop.")
-def sweep(
-    study_file: Path | None,
-    rs: tuple[int, ...],
-    targets: tuple[str, ...],
-    lrs: tuple[str, ...],
-    seeds: int,
-    full: bool,
-    head: bool,
-    keep_weights: bool,
-    out: Path | None,
-    dry_run: bool,
-    **options,
-) -> None:
-    """Sweep LoRA's r, with full fine-tuning and head only beside it, and write tables and a report.
+@click.option("--dry-run", is_flag=True, help="Print the runs and how long they will take, and stop.")
+def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run: bool, **options) -> None:
+    """Sweep LoRA's r, with full fine-tuning and head only beside it, and say which r to take.
 
     From options, or from a study file: its settings then count, and only --data-dir, file, compute and folder options,
-    and --model where it names none, may be given beside it. Tables are renewed after every run; finished runs are not
-    redone.
+    and --model where it names none, may be given beside it. Options alone print the study file that they make. Tables
+    are renewed as runs end; finished runs are not redone.
     """
     from rankprobe.cli.executors import check_executor, executor
     from rankprobe.cli.progress import reading
+    from rankprobe.cli.sweep_plan import plan_sweep
     from rankprobe.cli.work import plan_lines, run_studies
-    from rankprobe.errors import UsageError, must
-    from rankprobe.experiment.study import Configuration, Study
-    from rankprobe.experiment.study_file import load_study
-    from rankprobe.experiment.sweep import plan_study
+    from rankprobe.experiment.study_file import load_studies, study_toml
 
     check_executor(options)
+    studies = load_studies(study_file) if study_file is not None else (_from_options(options, keep_weights),)
     if study_file is not None:
-        if typed := o.given(*_OF_A_STUDY):
-            raise UsageError(
-                must(
-                    ", ".join(typed), "be left out beside a study file", study_file, "Write it into a copy of the file"
-                )
-            )
-        study = load_study(study_file)
-        if o.given("model"):
-            if study.model != Study.model:
-                got = f"{options['model']} beside {study_file}, which has {study.model}"
-                raise UsageError(must("--model", "be left out where a study file names one", got, "Leave it out"))
-            study = replace(study, model=options["model"])
-        if study.truncate and not keep_weights:
-            raise UsageError(
-                must(
-                    "--drop-weights",
-                    "be for a study without truncate",
-                    study_file,
-                    "Keep the weights, or set truncate = [] in a copy of the file",
-                )
-            )
+        studies = _beside_a_file(studies, study_file, options, keep_weights)
     else:
-        lora = {"alpha": options["alpha"], "dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds}
-        rates = rates_of(lrs)
-        configurations = [Configuration("full", lr=rates.get("full"), seeds=seeds)] if full else []
-        lora["lr"] = rates.get("lora")
-        configurations += [Configuration("lora", r=r, targets=t, **lora) for t in targets for r in rs]
-        configurations += [Configuration("head", lr=rates.get("head"), seeds=seeds)] if head else []
-        settings = o.study_settings(options)
-        study = Study(
-            settings["task"], tuple(configurations), truncate=("full",) if full and keep_weights else (), **settings
-        )
+        click.echo(study_toml(studies[0]))
     with reading() as progress:
-        planned = plan_study(study, o.place(options), progress=progress)
+        plan = plan_sweep(studies, o.place(options), progress=progress)
     if dry_run:
-        plan_lines([planned])
+        plan_lines(plan.now, time_it=True, note=plan.later_note)
         return
+    first = studies[0]
     if out is None:
         # Of options alone, a name of its own for each choice: another sweep must not replace this one's tables.
-        mark = "" if study_file else "-" + sha256("".join(run.run_id for run in planned.runs).encode()).hexdigest()[:6]
-        out = Path("results") / f"sweep-{study.name}{mark}"
+        mark = "" if study_file else "-" + sha256(study_toml(first).encode()).hexdigest()[:6]
+        out = Path("results") / f"sweep-{first.name}{mark}"
     with executor(options) as chosen:
         run_studies(
-            [planned],
+            plan.now,
             out,
-            name=f"sweep {study.name}",
-            title=study.question or f"LoRA's r on {planned.runs[0].task.name}",
+            name=f"sweep {first.name}",
+            title=first.question or f"LoRA's r on {plan.now[0].runs[0].task.name}",
             keep_weights=keep_weights,
             executor=chosen,
+            then=plan.later,
+            settings={"margin": first.margin},
         )
+
+
+def _from_options(options: dict, keep_weights: bool) -> Study:
+    """The study that options alone make."""
+    from rankprobe.experiment.study import Configuration, Study
+
+    seeds, rates = options["seeds"], rates_of(options["lrs"])
+    same = {"dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds, "lr": rates.get("lora")}
+    configurations = [Configuration("full", lr=rates.get("full"), seeds=seeds)] if options["full"] else []
+    configurations += [
+        Configuration("lora", r=r, targets=targets, alpha=alpha.strip(), **same)
+        for targets in options["targets"]
+        for alpha in options["alphas"].split(",")
+        for r in options["rs"]
+    ]
+    configurations += [Configuration("head", lr=rates.get("head"), seeds=seeds)] if options["head"] else []
+    settings = o.study_settings(options)
+    return Study(
+        settings["task"],
+        tuple(dict.fromkeys(configurations)),
+        truncate=("full",) if options["full"] and keep_weights else (),
+        tune=options["tune"],
+        tuning_size=options["tuning_size"] or 0,
+        margin=options["margin"],
+        **settings,
+    )
+
+
+def _beside_a_file(
+    studies: tuple[Study, ...], study_file: Path, options: dict, keep_weights: bool
+) -> tuple[Study, ...]:
+    """A file's studies with what options may add; refuses the other options."""
+    from rankprobe.errors import UsageError, must
+    from rankprobe.experiment.study import Study
+
+    if typed := o.given(*_OF_A_STUDY):
+        next_step = "Write it into a copy of the file"
+        raise UsageError(must(", ".join(typed), "be left out beside a study file", study_file, next_step))
+    if o.given("model"):
+        if named := next((study.model for study in studies if study.model != Study.model), None):
+            got = f"{options['model']} beside {study_file}, which has {named}"
+            raise UsageError(must("--model", "be left out where a study file names one", got, "Leave it out"))
+        studies = tuple(replace(study, model=options["model"]) for study in studies)
+    if not keep_weights and any(study.truncate for study in studies):
+        next_step = "Keep the weights, or set truncate = [] in a copy of the file"
+        raise UsageError(must("--drop-weights", "be for a study without truncate", study_file, next_step))
+    return studies
 
 
 def rates_of(texts: tuple[str, ...]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,22 +16,35 @@ from rankprobe.cli.show import print_table, problem
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
+from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.pairs import read_pairs
 from rankprobe.experiment.store import finished, load_runs, read_latency
-from rankprobe.experiment.sweep import PlannedStudy, run_study
+from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
 from rankprobe.paper.parameter_counts import paper_parameter_counts
 from rankprobe.paper.published import published
+from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Measured
 from rankprobe.report.intrinsic import curve_table, dimensions_table
+from rankprobe.report.numbers import duration
 from rankprobe.report.report import build_report
 from rankprobe.report.table1 import table_1
 
+# Pictures and pages are for people, who look now and then.
+_PAGES_EVERY_S = 60.0
+# Between two renewals lies this many times what one takes.
+_REST = 20.0
+
 
 def plan_lines(
-    studies: Sequence[PlannedStudy], latency: LatencyPlan | None = None, extras: Sequence[Extra] = ()
+    studies: Sequence[PlannedStudy],
+    latency: LatencyPlan | None = None,
+    extras: Sequence[Extra] = (),
+    *,
+    time_it: bool = False,
+    note: str = "",
 ) -> None:
-    """Print what would be done."""
+    """Print what would be done; ``time_it``: how long it will take too, from a few steps of each kind of run."""
     from rankprobe.experiment.parameters import parameter_counts
 
     rows = []
@@ -61,6 +74,13 @@ def plan_lines(
         click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
     for line in (line for extra in extras for line in extra.lines):
         click.echo(line)
+    if note:
+        click.echo(note)
+    if time_it and left:
+        from rankprobe.experiment.probe import expected_seconds
+
+        seconds = sum(expected_seconds([run for study in studies for run in study.runs]).values())
+        click.echo(f"about {duration(seconds)} for these runs, one after the other, by a few steps of each method")
 
 
 @dataclass(frozen=True)
@@ -99,12 +119,16 @@ def run_studies(
     main: str | None = None,
     hours: float | None = None,
     executor: Executor = IN_TURN,
+    paper: bool = False,
+    then: Callable[[], Sequence[PlannedStudy]] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> None:
-    """Do what is left, with a progress bar; tables are renewed after every run, pictures and pages at the end.
+    """Do what is left, with a progress bar; tables, pictures and pages are renewed as runs end.
 
     ``everything`` holds all the studies that the folder is about, where ``studies`` is only the part to do now: what
     else is finished already is reported too. ``main`` is the run_id of any run of the comparison that the report is
-    about. After ``hours`` nothing new is begun.
+    about. After ``hours`` nothing new is begun. ``paper`` asks for the paper's own tables. ``then`` names the studies
+    that follow from what these ones showed; the report is about the first of them. ``settings`` go into the plan.
 
     Raises
     ------
@@ -113,55 +137,77 @@ def run_studies(
     WorkError
         If a run diverged or failed; all others are done and reported first.
     """
+    planned = list(everything or studies)
     plan = {
         "name": name,
         "title": title,
         "command": command_line(),
-        "runs": [run.run_id for study in everything or studies for run in study.runs],
+        **_named(planned),
         "latency": latency.run_id if latency else None,
-        "note": "; ".join(dict.fromkeys(study.untuned for study in studies if study.untuned)),
+        "note": untuned_note(studies),
         "main": main,
+        "paper": paper,
+        **(settings or {}),
     }
     for extra in extras:
         for key, value in extra.entry.items():
             plan[key] = {**plan[key], **value} if isinstance(value, dict) and key in plan else value
-    runs_folder = (everything or studies)[0].runs[0].folder.parent
+    runs_folder = planned[0].runs[0].folder.parent
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
     earlier = read_plan(out) if out.is_dir() else None
-    observer = TerminalObserver(sum(study.steps_left for study in studies))
+    observer = TerminalObserver(sum(study.steps_left for study in studies), LiveFile(out))
     ends = None if hours is None else time.monotonic() + 3600 * hours
 
     def stop() -> bool:
         return ends is not None and time.monotonic() > ends
 
-    bad = {}
+    bad: dict[str, dict] = {}
+    tables, pages = Renewal(), Renewal(least_s=_PAGES_EVERY_S)
+
+    def renew() -> None:
+        for due, figures in ((pages, True), (tables, False)):
+            if due.due():
+                with due:
+                    render(out, plan, runs_folder, figures=figures)
+                return
+
+    todo, number = list(studies), 0
     with hold_output(out, plan), observer.live():
         if earlier and not set(earlier["runs"]) <= set(plan["runs"]):
             observer.say(f"rankprobe: warning: {out} showed other runs; its tables are replaced, the runs stay in "
                          f"{runs_folder}.")  # fmt: skip
         if plan["note"]:
             observer.say(f"rankprobe: warning: {plan['note']}.")
-        for number, study in enumerate(studies):
+        while todo:
+            study, number = todo.pop(0), number + 1
             # After the first round: every table has its first row by then, and a killed job still has latency, which
             # is measured while nothing else runs.
             for part in _first_round_and_rest(study) if measure_latency and latency is not None else [study]:
                 said: set[str] = set()
-                work = run_study(part, keep_weights=keep_weights, observer=observer, stop=stop, executor=executor)
+                # What chooses the rates is needed for its losses alone.
+                keep = keep_weights and then is None
+                work = run_study(part, keep_weights=keep, observer=observer, stop=stop, executor=executor)
                 for record in work:
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
-                    render(out, plan, runs_folder, figures=False)
+                    renew()
                 if measure_latency and not stop():
                     _latency(latency, observer)
                     measure_latency = False
             for extra in extras:
-                if extra.after == number + 1:
+                if extra.after == number:
                     for _ in extra.run(observer, stop, executor):
                         claim_output(out, plan)  # an extra's entry may have grown
-                        render(out, plan, runs_folder, figures=False)
+                        renew()
+            if not todo and then is not None and not stop():
+                todo, then = list(then()), None
+                planned += todo
+                plan |= {**_named(planned), "note": untuned_note(planned), "main": todo[0].runs[0].run_id}
+                claim_output(out, plan)
+                observer.expect(sum(study.steps_left for study in todo))
         if measure_latency and not stop():
             _latency(latency, observer)
         observer.begin("tables, pictures and pages", 0)
@@ -176,6 +222,37 @@ def run_studies(
         raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs diverged or failed. {why}")
 
 
+class Renewal:
+    """When files that a reader may look at are due to be written again: at most a twentieth of the time goes into it.
+
+    Parameters
+    ----------
+    least_s : float
+        Not more often than this.
+    """
+
+    def __init__(self, *, least_s: float = 0.0) -> None:
+        self._least, self._began = least_s, 0.0
+        self._next = time.monotonic() + least_s
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self._next
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._next = now + max(self._least, _REST * (now - self._began))
+
+
+def _named(studies: Sequence[PlannedStudy]) -> dict[str, list[str]]:
+    """A plan's runs, and for people what each is of."""
+    runs = [run for study in studies for run in study.runs]
+    return {"runs": [run.run_id for run in runs], "labels": [run.spec.configuration for run in runs]}
+
+
 def _first_round_and_rest(study: PlannedStudy) -> list[PlannedStudy]:
     first, *rest = study.rounds() or [study]
     left = tuple(run for round_ in rest for run in round_.runs)
@@ -188,7 +265,8 @@ def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) ->
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
     settings = {"command": plan["command"]} | ({"learning rates": plan["note"]} if plan.get("note") else {})
     build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures,
-                 more=measured(plan, runs_folder, counts=figures), main=plan.get("main"))  # fmt: skip
+                 more=measured(plan, runs_folder, counts=figures), main=plan.get("main"),
+                 margin=plan.get("margin", MARGIN))  # fmt: skip
 
 
 def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
@@ -196,7 +274,7 @@ def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
 
     ``counts``: the paper's parameter counts beside ours too, which take half a minute to count.
     """
-    if not plan.get("main"):
+    if not plan.get("paper", plan.get("main")):  # plans of earlier versions have a main run where they are the paper's
         return None
     counts = paper_parameter_counts() if counts else pd.DataFrame()
     pairs = {name: runs_folder / run_id for name, run_id in (plan.get("pairs") or {}).items()}

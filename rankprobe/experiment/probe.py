@@ -105,7 +105,8 @@ def expected_seconds(runs: Sequence[PlannedRun]) -> dict[str, float]:
     kinds: dict[tuple, list[PlannedRun]] = {}
     for run in todo:
         spec = run.spec
-        kinds.setdefault((run.source.sha256, run.task.name, spec.max_length, spec.batch_size, spec.method), []).append(run)
+        kind = (run.source.sha256, run.task.name, spec.max_length, spec.batch_size, spec.method)
+        kinds.setdefault(kind, []).append(run)
     expected = {}
     for same in kinds.values():
         pace = measure_pace(max(same, key=lambda run: run.spec.r or run.spec.size or 0))

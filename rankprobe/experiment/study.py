@@ -214,6 +214,7 @@ class Study:
 
     ``tune`` holds factors of each configuration's rate: the grid that its own rate is chosen from, by the lowest loss
     on the ``tuning`` rows (``tuning_size`` of them, 0 for all), with the same budget for each. Empty tunes nothing.
+    ``margin`` is what an r may differ by from full fine-tuning to be as good: 0.02 for two points.
     """
 
     name: str
@@ -235,6 +236,7 @@ class Study:
     truncate: tuple[str, ...] = field(default=("full",))
     tune: tuple[float, ...] = ()
     tuning_size: int = 0
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -254,6 +256,8 @@ class Study:
         for name in ("weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(must(name, "be 0 or more and finite", getattr(self, name), "Pass 0 for none of it"))
+        if not 0 < self.margin < 1:
+            raise UsageError(must("margin", "be between 0 and 1", self.margin, "Pass 0.02 for two points"))
         if self.seed > MAX_SEED:
             raise UsageError(must("seed", f"be at most {MAX_SEED}", self.seed, "Pass a smaller one"))
         if not _STUDY_NAME.fullmatch(self.name):

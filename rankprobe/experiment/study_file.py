@@ -14,7 +14,6 @@ from rankprobe.errors import UsageError, must
 from rankprobe.experiment.study import METHODS, Configuration, Study, nearest, parse_configuration
 from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 
-
 # What a file may give several of: one study for each combination, since no table has two models or two tasks.
 _SEVERAL = ("model", "task")
 
@@ -178,12 +177,18 @@ def study_toml(study: Study) -> str:
     ----------
     study : Study
     """
-    lines = [f"{f.name} = {_toml(value)}" for f in dataclasses.fields(Study)
-             if f.name not in ("name", "configurations") and (value := getattr(study, f.name)) != _default(f)]  # fmt: skip
+    lines = [
+        f"{f.name} = {_toml(value)}"
+        for f in dataclasses.fields(Study)
+        if f.name not in ("name", "configurations") and (value := getattr(study, f.name)) != _default(f)
+    ]
     rows = []
     for configuration in study.configurations:
-        given = {f.name: value for f in dataclasses.fields(Configuration)
-                 if (value := getattr(configuration, f.name)) != _default(f)}  # fmt: skip
+        given = {
+            f.name: value
+            for f in dataclasses.fields(Configuration)
+            if (value := getattr(configuration, f.name)) != _default(f)
+        }
         if given.get("alpha") == 2 * (configuration.r or 0):
             del given["alpha"]
         rows.append("{ " + ", ".join(f"{key} = {_toml(value)}" for key, value in given.items()) + " }")

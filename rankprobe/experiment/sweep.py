@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,13 +72,8 @@ class PlannedStudy:
 
     @property
     def untuned(self) -> str:
-        """A sentence, where default learning rates are used on another model or task than theirs; else empty."""
-        default = any(c.lr is None for c in self.study.configurations)
-        name, task = self.runs[0].source.name, self.runs[0].task.name
-        if not default or (name == TUNED_ON[0] and task.partition("@")[0].startswith(TUNED_ON[1])):
-            return ""
-        return (f"learning rates were tuned for {TUNED_ON[0]} on {TUNED_ON[1]}, not for {name} on {task}: "
-                "what a method reaches here may be the rate's doing. Pass --lr, or tune them on rows of your own")
+        """As :func:`untuned_note` has it."""
+        return untuned_note([self])
 
     def rounds(self) -> list[PlannedStudy]:
         """The study cut by seed: every configuration once (and its functional rank), then the next seed of each."""
@@ -93,6 +88,21 @@ class PlannedStudy:
             found += [Piece((run,), keep_weights=keep_weights) for run in round_.runs]
             found += [Piece((run,), truncation=True) for run in round_.truncate]
         return found
+
+
+def untuned_note(studies: Sequence[PlannedStudy]) -> str:
+    """A sentence, where default learning rates are used on another model or task than theirs; else empty."""
+    where: dict[str, list[str]] = {}
+    for study in studies:
+        name, task = study.runs[0].source.name, study.runs[0].task.name
+        default = any(c.lr is None and not c.lr_grid for c in study.study.configurations) and not study.study.tune
+        if default and not (name == TUNED_ON[0] and task.partition("@")[0].startswith(TUNED_ON[1])):
+            where.setdefault(name, []).append(task)
+    if not where:
+        return ""
+    elsewhere = " and ".join(f"{name} on {', '.join(dict.fromkeys(tasks))}" for name, tasks in where.items())
+    return (f"learning rates were tuned for {TUNED_ON[0]} on {TUNED_ON[1]}, not for {elsewhere}: what a method reaches "
+            "there may be the rate's doing. Pass --lr, or let a sweep choose them: --tune 0.5,1,2")
 
 
 def plan_study(study: Study, place: Place, *, progress: Progress | None = None) -> PlannedStudy:

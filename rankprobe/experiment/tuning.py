@@ -1,4 +1,4 @@
-"""Learning rates that a study chooses itself: as many for every configuration, on rows that no reported score is from."""
+"""Learning rates that a study chooses: as many for all configurations, on rows that no reported score is from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pandas as pd
 
 from rankprobe.errors import WorkError, must
 from rankprobe.experiment.study import SIZES, Configuration, Study
+from rankprobe.weights.rank_pattern import pattern_tag
 
 COLUMNS = [
-    "method", "r", "alpha", "targets", "size", "lr", "status", "metric", "score", "loss", "n_tuning", "chosen",
-    "at_end", "run_id",
+    "method", "r", "alpha", "targets", "size", "rank_pattern", "lr", "status", "metric", "score", "loss", "n_tuning",
+    "chosen", "at_end", "run_id",
 ]  # fmt: skip
 # What of a spec says which configuration of the study a tuning run is of; the rest is the study's.
 _SAME = ("method", "r", "alpha", "targets", "dropout", "rslora", "rank_pattern", *SIZES)
@@ -93,11 +94,12 @@ def tuning_table(records: Sequence[dict]) -> pd.DataFrame:
         spec, metric = record["spec"], record["task"]["metrics"][0]
         metrics = record.get("metrics") or {}
         size = next((spec[name] for name in SIZES if spec.get(name) is not None), None)
+        pattern = pattern_tag(spec["rank_pattern"]) if spec.get("rank_pattern") else None
         rows.append(
             {name: spec.get(name) for name in ("method", "r", "alpha", "targets", "lr")}
             | {"size": size, "status": record["status"], "metric": metric, "score": metrics.get(metric),
                "loss": metrics.get("loss"), "n_tuning": record["task"]["n_eval"], "run_id": record["run_id"]}
-            | {"group": _key(spec)}
+            | {"rank_pattern": pattern, "group": _key(spec)}
         )  # fmt: skip
     table = pd.DataFrame(rows, columns=[*COLUMNS, "group"])
     table["group"] = pd.factorize(table["group"])[0]

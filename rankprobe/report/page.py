@@ -20,6 +20,7 @@ from rankprobe.report.page_tables import (
     latency_cells,
     provenance_cells,
     ranks_cells,
+    rates_cells,
 )
 from rankprobe.report.paper_cells import (
     parameter_cells,
@@ -97,6 +98,7 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
         Section("What it costs to train", blocks(picture("accuracy_by_parameters"), cost_cells(findings))),
         Section("Latency", blocks(picture("latency"), latency_cells(findings))),
         *_papers_tables(findings, by_name),
+        *([Section("Learning rates", [rates])] if (rates := rates_cells(findings)) else []),
         Section(
             "How this was made",
             [_bounds_text(), *([t] if (t := bad_runs_cells(findings)) else []), provenance_cells(findings, settings)],

@@ -104,7 +104,7 @@ def configurations_cells(findings: Findings) -> Table | None:
             gap = Cell(say.gap(m["metric"], *ends), _text(m["diff_ci_method"]))
         rows.append(
             [
-                Cell(say.method_name(m), f"on {m['targets']}, alpha {m['alpha']:g}" if m["method"] == "lora" else ""),
+                Cell(say.method_name(m), _targets(m)),
                 Cell(say.learning_rate(m["lr"])),
                 Cell(say.count(m["n_seeds"]), ", ".join(trouble)),
                 Cell(
@@ -128,6 +128,44 @@ def configurations_cells(findings: Findings) -> Table | None:
     else:
         against += ", points"
     return Table(["method", "learning rate", "seeds", first["metric"], against], rows, caption)
+
+
+def _targets(row: pd.Series) -> str:
+    if row["method"] != "lora":
+        return ""
+    by_matrix = "" if say.missing(row.get("rank_pattern")) else f", r by matrix ({row['rank_pattern']})"
+    return f"on {row['targets']}{by_matrix}, alpha {row['alpha']:g}"
+
+
+def rates_cells(findings: Findings) -> Table | None:
+    """Which rate each configuration took, and from what; None where rates were not tuned."""
+    tried = findings.tables.get("tuning", pd.DataFrame())
+    if tried.empty:
+        return None
+    rows = []
+    keys = ["method", "r", "alpha", "targets", "size", "rank_pattern"]
+    for _, group in tried.groupby(keys, sort=False, dropna=False):
+        best = group[group["chosen"]]
+        taken = best.iloc[0] if len(best) else None
+        losses = ", ".join(
+            f"{say.learning_rate(t['lr'])}: {say.number(t['loss'], 3) if t['status'] == 'ok' else t['status']}"
+            for _, t in group.iterrows()
+        )
+        rows.append(
+            [
+                Cell(say.method_name(group.iloc[0]), _targets(group.iloc[0])),
+                Cell(losses),
+                Cell(say.learning_rate(taken["lr"]) if taken is not None else say.MISSING,
+                     "an end of its grid" if taken is not None and taken["at_end"] else ""),
+                Cell(say.score(taken["metric"], taken["score"]) if taken is not None else say.MISSING),
+            ]
+        )  # fmt: skip
+    n = int(tried["n_tuning"].iloc[0])
+    caption = (
+        f"As many rates for every configuration, one seed, and the lowest loss on {n:,} tuning rows, which no other "
+        "number on this page is from. At an end of its grid a better rate may lie beyond."
+    )
+    return Table(["method", "loss by rate", "chosen", f"{tried['metric'].iloc[0]} there"], rows, caption, 2)
 
 
 def functional_cells(findings: Findings) -> Table | None:

@@ -56,8 +56,8 @@ def sweep_of(runs: list[dict], targets: str) -> tuple[list[Configuration], Confi
     -------
     (list of Configuration, Configuration or None)
         By r, and full fine-tuning; None where no run of it is ok. Of several settings of one r (learning rates, alphas)
-        the one that stands for it in tables: most seeds, then best score. Runs that crashed are left out, and those with
-        an r of its own for each matrix.
+        the one that stands for it in tables: most seeds, then best score. Runs that crashed are left out, and those
+        with an r of its own for each matrix.
 
     Raises
     ------

@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from rankprobe.experiment.store import write_table
+from rankprobe.experiment.tuning import tuning_table
 from rankprobe.report.comparison import comparisons
+from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured, find
 from rankprobe.report.paper_tables import table_2
 
@@ -24,6 +26,7 @@ def build_report(
     figures: bool = True,
     more: Measured | None = None,
     main: str | None = None,
+    margin: float = MARGIN,
 ) -> None:
     """Write ``tables/`` and, with figures, ``figures/``, report.md and report.html into a folder.
 
@@ -47,6 +50,8 @@ def build_report(
     main : str, optional
         The run_id of any run of the comparison that the report is about. It is written into ``out`` itself, with the
         way to the others; without it several comparisons are equals.
+    margin : float
+        What an r may differ by from full fine-tuning to be as good, as a fraction.
 
     Notes
     -----
@@ -62,10 +67,12 @@ def build_report(
     for part in parts:
         top = alone or part is first
         mine = more if part is first or (first is None and alone) else None
-        found.append(("" if top else _slug(part, parts), find(part, latency, published, mine)))
-    if first is not None:
-        table = table_2([findings.tables["methods"] for _, findings in found], published)
-        found[0][1].tables["table2"] = table
+        found.append(("" if top else _slug(part, parts), find(part, latency, published, mine, margin=margin)))
+    if first is not None and more is not None:
+        found[0][1].tables["table2"] = table_2([findings.tables["methods"] for _, findings in found], published)
+    tried = [run for part in parts for run in part if run["spec"]["split"] == "tuning"]
+    if first is not None and tried:
+        found[0][1].tables["tuning"] = tuning_table(tried)
     for slug, findings in found:
         for name, table in findings.tables.items():
             if len(table.columns):

@@ -109,6 +109,11 @@ def load_task(
     return task
 
 
+def needs_files(name: str) -> bool:
+    """Whether a task reads a folder of files, ``data_dir``."""
+    return name in (*GLUE_TASKS, *TEXT_TASKS)
+
+
 def load_splits(
     name: str,
     *,
@@ -158,7 +163,8 @@ def make_task(
         If more rows are asked for than there are, or fewer than one.
     """
     train = _first(train, train_size, "train", "--train-size")
-    evaluation = _first(evaluation, eval_size, split, "--eval-size")
+    option = "--eval-size" if split == "eval" else "--tuning-size (or --eval-size)"
+    evaluation = _first(evaluation, eval_size, split, option)
     eval_sha256 = rows_sha256(evaluation, labels)
     sha256 = combined_sha256(rows_sha256(train, labels), eval_sha256)
     return Task(name, split, train, evaluation, tuple(labels), tuple(metrics), sha256, eval_sha256)
@@ -174,7 +180,7 @@ def _check_source(name: str, data_dir: Path | str | None, files: FileSpec | None
         raise UsageError(must("The task files", "come with files", "none", "Pass --train, --eval, --text and --label"))
     if name != "files" and files is not None:
         raise UsageError(must("Own files", "be used with the task files", f"the task {name}", "Name the task files"))
-    if name not in (*GLUE_TASKS, *TEXT_TASKS) and data_dir is not None:
+    if not needs_files(name) and data_dir is not None:
         rule = f"be given for a GLUE task only, or for {' and '.join(TEXT_TASKS)}"
         raise UsageError(must("--data-dir", rule, f"the task {name}", "Leave it out"))
 

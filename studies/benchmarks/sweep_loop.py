@@ -40,9 +40,10 @@ def ours(jobs: int) -> Callable[[Path], dict]:
 
     def sweep(folder: Path) -> dict:
         command = [
-            sys.executable, "-m", "rankprobe.cli.main", "sweep", "--r", RANKS, "--seeds", SEEDS, "--no-full", "--no-head",
-            "--lr", LR, "--epochs", EPOCHS, "--train-size", TRAIN, "--eval-size", EVAL, "--max-length", LENGTH,
-            "--drop-weights", "--runs", folder / "runs", "--out", folder / "out", "--jobs", jobs,
+            sys.executable, "-m", "rankprobe.cli.main", "sweep", "--r", RANKS, "--seeds", SEEDS, "--no-full",
+            "--no-head", "--lr", LR, "--epochs", EPOCHS, "--train-size", TRAIN, "--eval-size", EVAL,
+            "--max-length", LENGTH, "--drop-weights", "--runs", folder / "runs", "--out", folder / "out",
+            "--jobs", jobs,
         ]  # fmt: skip
         _call(command)
         records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/run.json")]

@@ -1,4 +1,4 @@
-"""The live file: what is written is read, not too often; a process that is gone, a file that is cut off, a full disk."""
+"""The live file: what is written is read, not too often; a process that is gone, a file cut off, a full disk."""
 
 import json
 import os

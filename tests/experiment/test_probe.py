@@ -18,7 +18,8 @@ def test_a_run_takes_loading_its_steps_and_its_rows(tmp_path, task):  # noqa: F8
 
 
 @pytest.mark.parametrize(
-    "configuration", [Configuration("full", lr=1e-3), Configuration("lora", r=2, lr=1e-2), Configuration("head", lr=1.0)]
+    "configuration",
+    [Configuration("full", lr=1e-3), Configuration("lora", r=2, lr=1e-2), Configuration("head", lr=1.0)],
 )
 def test_the_pace_is_that_of_the_run(tmp_path, task, configuration):  # noqa: F811
     """Within a factor that even this machine's stalls do not reach; and nothing is left behind."""

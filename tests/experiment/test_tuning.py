@@ -1,4 +1,4 @@
-"""Rates that a study chooses: equal budgets, tuning rows only, the lowest loss, ends of grids, what cannot be chosen."""
+"""Rates that a study chooses: equal budgets, tuning rows only, the lowest loss, ends of grids, what trains nowhere."""
 
 import json
 import math
@@ -31,7 +31,8 @@ def record(spec, loss, status="ok"):
 def tried(losses):
     """Records of STUDY's tuning runs, with a loss by (method, lr), or None for one that diverged."""
     specs = tuning_study(STUDY).specs(**PLACE)
-    return [record(s, losses[s.method, s.lr], "ok" if losses[s.method, s.lr] is not None else "diverged") for s in specs]
+    found = [losses[s.method, s.lr] for s in specs]
+    return [record(s, x, "diverged" if x is None else "ok") for s, x in zip(specs, found, strict=True)]
 
 
 FULL_BEST_AT_END = {("full", 5e-5): 0.5, ("full", 1e-4): 0.4, ("full", 2e-4): 0.3}

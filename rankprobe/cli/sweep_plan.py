@@ -1,0 +1,80 @@
+"""What a sweep does now, and what it can only name once rates are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rankprobe.experiment.store import read_record
+from rankprobe.experiment.study import Study
+from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
+from rankprobe.experiment.tuning import choose_rates, tuning_study
+from rankprobe.tasks.load import needs_files
+from rankprobe.tasks.sources import Progress
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep's studies.
+
+    Attributes
+    ----------
+    now : list of PlannedStudy
+        To do first: the studies themselves, or what chooses their rates.
+    later : callable or None
+        Names the studies at their chosen rates once those of ``now`` are done; None where nothing is tuned.
+    later_note : str
+        What will follow, for a dry run.
+    """
+
+    now: list[PlannedStudy]
+    later: Callable[[], list[PlannedStudy]] | None = None
+    later_note: str = ""
+
+
+def plan_sweep(studies: Sequence[Study], place: Place, *, progress: Progress | None = None) -> SweepPlan:
+    """Plan the studies of a sweep; those that tune their rates in two parts.
+
+    The second part is planned here too, at the middle rate of each grid, so that what does not fit a model is refused
+    before anything is trained.
+
+    Raises
+    ------
+    UsageError
+        As :func:`rankprobe.experiment.sweep.plan_study`.
+    """
+    # A folder of files is for the tasks that read one; where none of them does, it is the user's mistake.
+    some = any(needs_files(study.task) for study in studies)
+    pairs = [
+        (study, replace(place, data_dir=None) if some and not needs_files(study.task) else place) for study in studies
+    ]
+    if not any(study.tuned for study in studies):
+        return SweepPlan([plan_study(study, where, progress=progress) for study, where in pairs])
+    tuning = [
+        (study, plan_study(tuning_study(study), where, progress=progress)) for study, where in pairs if study.tuned
+    ]
+    follow = [plan_study(_at_default_rates(study), where, progress=progress) for study, where in pairs]
+    of = dict(tuning)
+
+    def later() -> list[PlannedStudy]:
+        done = []
+        for study, where in pairs:
+            if study.tuned:
+                records = [record for run in of[study].runs if (record := read_record(run.folder))]
+                study = choose_rates(study, records)
+            done.append(plan_study(study, where, progress=progress))
+        return done
+
+    runs = sum(len(planned.runs) for planned in follow)
+    steps = sum(run.steps for planned in follow for run in planned.runs)
+    note = f"then, at the rates that these choose, {runs} runs of {steps:,} optimiser steps"
+    return SweepPlan([planned for _, planned in tuning], later, note)
+
+
+def _at_default_rates(study: Study) -> Study:
+    """The study as if it tuned nothing: each configuration at its own rate, or the middle one of its grid."""
+    configurations = tuple(
+        replace(c, lr=sorted(c.lr_grid)[len(c.lr_grid) // 2] if c.lr_grid else c.rate, lr_grid=())
+        for c in study.configurations
+    )
+    return replace(study, configurations=configurations, tune=(), tuning_size=0)

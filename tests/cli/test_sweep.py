@@ -1,0 +1,181 @@
+"""sweep where all goes well: the study it prints, rates that it chooses, the answer, what it says while it works."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rankprobe.cli import progress
+from rankprobe.experiment.live import LiveFile, read_live
+from rankprobe.experiment.study_file import load_study
+from tests.cli.lab import COMPUTE, FILES, SMALL, SWEEP, furnish, rankprobe, refused
+
+TUNED = ("sweep", "--model", "base", *FILES, *COMPUTE, *SMALL, "--lr", "full=1e-3", "--lr", "lora=4e-3", "--lr",
+         "head=0.1", "--r", "1,4", "--seeds", "2", "--tune", "0.5,1,2", "--out", "out")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A folder in which a sweep has chosen its rates and ended."""
+    folder = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        furnish(folder)
+        result = rankprobe(*TUNED)
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+def test_every_configuration_chooses_from_as_many_rates_and_is_reported_at_that_one(tuned):
+    folder, _ = tuned
+    rates = pd.read_csv(folder / "out" / "tables" / "tuning.csv")
+    assert len(rates) == 4 * 3 and rates["chosen"].sum() == 4
+    best = rates.loc[rates.groupby(["method", "r"], dropna=False)["loss"].idxmin()]
+    assert best["chosen"].all(), "the lowest loss"
+    methods = pd.read_csv(folder / "out" / "tables" / "methods.csv")
+    assert set(methods["split"]) == {"eval"} and (methods["n_seeds"] == 2).all() and len(methods) == 4
+    keys = ["method", "r", "lr"]
+    assert set(methods[keys].fillna(0).itertuples(index=False)) == set(best[keys].fillna(0).itertuples(index=False))
+
+
+def test_no_row_that_chose_a_rate_is_in_a_reported_score(tuned):
+    folder, _ = tuned
+    specs = {path.parent: json.loads(path.read_text())["spec"] for path in folder.glob("runs/*/run.json")}
+    rows = {split: set() for split in ("tuning", "eval")}
+    for run, spec in specs.items():
+        rows[spec["split"]] |= set(pd.read_csv(run / "predictions.csv", dtype=str)["row"])
+    assert len(rows["tuning"]) and len(rows["eval"]) and not rows["tuning"] & rows["eval"]
+    assert not list(folder.glob("runs/*tuning*/model")), "of a run that chooses a rate no weights are kept"
+
+
+def test_the_page_has_the_answer_the_rates_and_the_way_to_the_tuning_runs(tuned):
+    folder, _ = tuned
+    page = (folder / "out" / "report.md").read_text()
+    assert "Learning rates" in page and "loss by rate" in page and "Other tasks" in page
+    assert "What r is needed" in page and "TOST" in page
+    assert not (folder / "out" / "tables" / "table2.csv").exists(), "that is reproduce-paper's"
+    assert not (folder / "out" / ".live.json").exists()
+
+
+def test_the_same_command_does_nothing_twice(tuned, monkeypatch):
+    folder, _ = tuned
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
+    assert rankprobe(*TUNED).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")} == before
+
+
+def test_options_print_the_study_that_they_make(tuned, tmp_path):
+    _, result = tuned
+    text = result.stdout[: result.stdout.index("\n]") + 2]
+    (tmp_path / "study.toml").write_text(text)
+    study = load_study(tmp_path / "study.toml")
+    assert study.tune == (0.5, 1.0, 2.0) and study.task == "files"
+    assert [(c.method, c.r, c.lr, c.seeds) for c in study.configurations] == [
+        ("full", None, 1e-3, 2), ("lora", 1, 4e-3, 2), ("lora", 4, 4e-3, 2), ("head", None, 0.1, 2),
+    ]  # fmt: skip
+
+
+def test_dry_run_names_both_parts_and_how_long_the_first_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    result = rankprobe(*TUNED, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "12 runs, 60 optimiser steps left" in result.stdout
+    assert "then, at the rates that these choose, 8 runs of 40 optimiser steps" in result.stdout
+    assert "for these runs, one after the other" in result.stdout
+    assert not Path("runs").exists() and not Path("out").exists()
+
+
+def test_alphas_multiply_configurations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    result = rankprobe(*SWEEP, "--r", "1,4", "--alpha", "r,16", "--no-full", "--no-head", "--dry-run")
+    assert "4 runs" in result.stdout
+    assert all(f"alpha = {alpha}" in result.stdout for alpha in ("1.0", "16.0", "4.0"))
+    rule = "alpha must be above 0 and finite, or a multiple of r such as 2r. Got x"
+    refused(rankprobe(*SWEEP, "--alpha", "x"), 2, rule)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--tune", "0"], "tune must hold numbers above 0. Got 0"),
+        (["--tune", "1,1"], "tune must hold each number once"),
+        (["--tune", "a"], "must be numbers with commas between"),
+        (["--margin", "2"], "2.0 is not in the range 0<x<1"),
+        (["--tune", "1,2", "--tuning-size", "100000"], "--tuning-size (or --eval-size) must be between 1 and"),
+    ],
+)
+def test_bad_input(tmp_path, monkeypatch, options, expected):
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    result = rankprobe(*SWEEP, *options)
+    assert result.exit_code == 2 and expected in result.stderr, result.stderr
+    assert not Path("runs").exists()
+
+
+def test_several_tasks_or_models_in_a_file_share_no_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    Path("both.toml").write_text(
+        'task = "files"\ntruncate = []\nmax_length = 16\nepochs = 1\nmodel = ["base", "again"]\n'
+        'configurations = [{ method = "head", lr = 0.1 }, { method = "lora", r = 1, lr = 1e-3 }]'
+    )
+    furnish(tmp_path / "x")
+    (tmp_path / "x" / "base").rename(tmp_path / "again")
+    from tests.tiny_models import make_tiny
+
+    make_tiny("bert", tmp_path / "again", seed=5)
+    result = rankprobe("sweep", "both.toml", *FILES, *COMPUTE, "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert len(list(Path("runs").iterdir())) == 4
+    assert "2 comparisons" in Path("out/report.md").read_text()
+    refused(rankprobe("sweep", "both.toml", *FILES, "--model", "base"), 2, "be left out where a study file names one")
+
+
+def test_status_tells_from_another_terminal_what_is_done_and_doing(tuned, tmp_path, monkeypatch):
+    folder, _ = tuned
+    monkeypatch.chdir(folder)
+    result = rankprobe("status", "out")
+    assert result.exit_code == 0 and "sweep files: 20 of 20 runs are done" in result.stdout
+    assert "files: LoRA r=4 q,v, lr" in result.stdout and "files (tuning rows): full, lr 0.0005" in result.stdout
+    assert "No process" not in result.stdout and "now:" not in result.stdout
+    file = LiveFile(folder / "out", every_s=0)
+    file.tell(("LoRA r=4 q,v seed 1: 3/5 loss 0.412",), 8, 10, 65.0)
+    said = rankprobe("status", "out").stdout
+    file.end()
+    assert "now: LoRA r=4 q,v seed 1: 3/5 loss 0.412" in said
+    assert "8 of 10 steps of this call, ETA 65 s (process" in said
+    (run := next(folder.glob("runs/head-eval-s1-*/run.json"))).rename(run.with_name("aside"))
+    try:
+        said = rankprobe("status", "out").stdout
+    finally:
+        run.with_name("aside").rename(run)
+    assert "19 of 20 runs are done" in said
+    assert "No process works on it. Go on with: rankprobe" in said
+
+
+def test_status_of_what_is_no_sweep(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(rankprobe("status", "nowhere"), 2, "DIR must be an output folder of sweep or reproduce-paper. Got nowhere")
+    Path("out").mkdir()
+    Path("out/plan.json").write_text('{"name": "sweep x"}')
+    refused(rankprobe("status", "out"), 2, "plan.json must name runs. Got none")
+
+
+def test_an_observer_tells_the_live_file_and_takes_it_away(tmp_path, monkeypatch):
+    observer = progress.TerminalObserver(10, LiveFile(tmp_path, every_s=0))
+    with pytest.raises(KeyboardInterrupt), observer.live():
+        observer.begin("full seed 0", 5)
+        observer.stage("train", 3, 5, "loss 0.5")
+        found = read_live(tmp_path)
+        assert found.now == ("full seed 0: 3/5 loss 0.5",) and (found.done, found.total) == (3, 10)
+        observer.expect(10)
+        observer.lane(1).begin("LoRA seed 0", 5)
+        observer.lane(2).begin("LoRA seed 1", 5)
+        found = read_live(tmp_path)
+        assert found.now == ("LoRA seed 0: loading", "LoRA seed 1: loading") and found.total == 20
+        raise KeyboardInterrupt
+    assert read_live(tmp_path) is None

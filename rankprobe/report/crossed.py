@@ -20,7 +20,7 @@ from scipy import special, stats
 from rankprobe.errors import UsageError, must
 
 _NODES = 128
-_BISECTIONS = 50
+_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,11 @@ def tail_probability(x: ArrayLike, seed_se: ArrayLike, row_se: ArrayLike, n_seed
     >>> tail_probability(2.919986, 1.0, 0.0, 3).round(6), tail_probability(1.644854, 0.0, 1.0, 3).round(6)
     (np.float64(0.05), np.float64(0.05))
     """
-    root, weight = chi_nodes(n_seeds - 1)
-    x, a, b = (np.asarray(v, dtype=np.float64)[..., None] for v in (x, seed_se, row_se))
-    spread = np.sqrt(a**2 * (n_seeds - 1) + b**2 * root**2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(spread > 0, x * root / spread, np.where(x > 0, np.inf, -np.inf))
-    return special.ndtr(-z) @ weight
+    x = np.asarray(x, dtype=np.float64)[..., None]
+    steepness, weight = _normals(seed_se, row_se, n_seeds)
+    with np.errstate(invalid="ignore"):
+        z = np.where(np.isfinite(steepness), x * steepness, np.where(x > 0, np.inf, -np.inf))
+    return np.minimum(1.0, special.ndtr(-z) @ weight)
 
 
 def critical_value(alpha: float, seed_se: ArrayLike, row_se: ArrayLike, n_seeds: int) -> np.ndarray:
@@ -180,14 +179,26 @@ def critical_value(alpha: float, seed_se: ArrayLike, row_se: ArrayLike, n_seeds:
     if not 0 < alpha <= 0.5:
         raise UsageError(must("alpha", "be above 0 and at most 0.5", alpha, "Pass 0.05"))
     a, b = np.broadcast_arrays(np.asarray(seed_se, dtype=np.float64), np.asarray(row_se, dtype=np.float64))
-    # A sum exceeds the sum of two bounds only where one of them is exceeded.
-    high = a * stats.t.isf(alpha / 2, n_seeds - 1) + b * stats.norm.isf(alpha / 2)
-    low = np.zeros_like(high)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        above = tail_probability(middle, a, b, n_seeds) > alpha
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return (low + high) / 2
+    steepness, weight = _normals(a, b, n_seeds)
+    # Newton's method; the tail is convex above 0, so that from wherever it starts it ends up rising to the solution.
+    x = np.hypot(a * stats.t.isf(alpha, n_seeds - 1), b * stats.norm.isf(alpha))
+    for _ in range(_STEPS):
+        with np.errstate(invalid="ignore"):
+            z = x[..., None] * steepness
+            density = (np.exp(-(z**2) / 2) * steepness) @ weight / math.sqrt(2 * math.pi)
+            step = np.where(x > 0, (special.ndtr(-z) @ weight - alpha) / density, 0.0)
+        x = np.maximum(x + step, 0.0)
+        if (np.abs(step) <= 1e-12 * x).all():
+            break
+    return x
+
+
+def _normals(seed_se: ArrayLike, row_se: ArrayLike, n_seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sum as a mixture of normals: one over their standard deviations, and their weights; along a last axis."""
+    root, weight = chi_nodes(n_seeds - 1)
+    a, b = (np.asarray(v, dtype=np.float64)[..., None] for v in (seed_se, row_se))
+    with np.errstate(divide="ignore"):
+        return root / np.sqrt(a**2 * (n_seeds - 1) + b**2 * root**2), weight
 
 
 @lru_cache(maxsize=256)

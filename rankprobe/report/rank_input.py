@@ -73,13 +73,13 @@ def sweep_of(runs: list[dict], targets: str) -> tuple[list[Configuration], Confi
             by_r.setdefault(spec["r"], group)
     by_r |= {r: whole[ok[0]["run_id"]] for r, ok in lora_groups(runs, targets).items()}
     full = full_reference(groups)
-    rows: list[np.ndarray] = []
+    rows: dict[str, np.ndarray] = {}
     found = [_configuration(by_r[r], rows) for r in sorted(by_r)]
     return found, _configuration(whole[full[0]["run_id"]], rows) if full else None
 
 
-def _configuration(group: list[dict], rows: list[np.ndarray]) -> Configuration:
-    """Of one configuration's runs; ``rows`` holds the first table's row names, which all others must have."""
+def _configuration(group: list[dict], rows: dict[str, np.ndarray]) -> Configuration:
+    """Of one configuration's runs; ``rows`` holds the names of the first table's rows, which all others must have."""
     spec, seeds = group[0]["spec"], {}
     for run in group:
         if run["status"] == "diverged":
@@ -89,8 +89,8 @@ def _configuration(group: list[dict], rows: list[np.ndarray]) -> Configuration:
             if table is None:
                 next_step = "Answer where the sweep ran; a clone has no predictions"
                 raise UsageError(must("A run", "have its predictions.csv", f"none for {run['run_id']}", next_step))
-            rows.append(table["row"].to_numpy())
-            if not np.array_equal(rows[0], rows.pop() if len(rows) > 1 else rows[0]):
+            names = table["row"].to_numpy()
+            if not np.array_equal(names, rows.setdefault("first", names)):
                 rule = "be of the same rows in the same order"
                 raise UsageError(must("predictions of two runs", rule, run["run_id"], "Redo the runs on one task"))
             seeds[run["spec"]["seed"]] = tuple(table[name].to_numpy() for name in ("label", "prediction", "score"))

@@ -114,8 +114,10 @@ def notes(table: pd.DataFrame, asked: Asked) -> tuple[str, ...]:
         name = asked.reference if row["equivalent"] == REFERENCE else f"r = {row['r']}"
         if row["n_diverged"]:
             of = f"Of {name} {row['n_diverged']} of {row['n_seeds'] + row['n_diverged']} seeds diverged"
-            left = "the others are compared with" if row["equivalent"] == REFERENCE else "it is left out"
-            found.append(f"{of}; {left}, though those that finish are the lucky ones.")
+            left = "it is left out, since those that did not are the lucky ones"
+            if row["equivalent"] == REFERENCE:
+                left = "the others are compared with those that did not"
+            found.append(f"{of}; {left}.")
         elif row["equivalent"] == LEFT_OUT and something:
             common = "1 seed" if row["n_pairs"] == 1 else "no seed"
             found.append(f"r = {row['r']} has {common} in common with {asked.reference} and is left out.")

@@ -6,12 +6,40 @@ parameters only, so that nothing of one member, NaN neither, reaches another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.architecture import WeightSite
+
+
+@dataclass
+class Slot:
+    """One parameter of all members, a part of the matrix that holds all that a pack trains.
+
+    Attributes
+    ----------
+    first, last : int
+        Its columns.
+    shape : tuple of int
+        Of one member's, padded.
+    value : Tensor, shape (members, *shape)
+        A view of the matrix, and a leaf that gets a gradient; another one once a member has left.
+    """
+
+    first: int
+    last: int
+    shape: tuple[int, ...]
+    value: Tensor
+
+    @property
+    def decayed(self) -> bool:
+        """Whether weight decay applies: to matrices."""
+        return len(self.shape) > 1
 
 
 class PackedLoRALayer(nn.Module):
@@ -23,9 +51,9 @@ class PackedLoRALayer(nn.Module):
         Frozen here; kept by reference.
     sites : list of WeightSite
         The parts to adapt, each with factors of its own; all belong to ``base``.
-    A : list of Parameter, shape (members, r, in_features) each
+    A : list of Slot, shape (r, in_features) each
         r is the largest member's; the rows that a member does not have are zero, and stay it.
-    B : list of Parameter, shape (members, part's out_features, r) each
+    B : list of Slot, shape (part's out_features, r) each
     scalings : list of Tensor, shape (members, 1, 1) each
 
     Attributes
@@ -38,27 +66,26 @@ class PackedLoRALayer(nn.Module):
         self,
         base: nn.Module,
         sites: list[WeightSite],
-        A: list[nn.Parameter],
-        B: list[nn.Parameter],
+        A: list[Slot],
+        B: list[Slot],
         scalings: list[Tensor],
     ) -> None:
         super().__init__()
-        self.base, self.sites, self.scalings = base, sites, scalings
-        self.A, self.B = nn.ParameterList(A), nn.ParameterList(B)
+        self.base, self.sites, self.A, self.B, self.scalings = base, sites, A, B, scalings
         self.rows = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer's output, shape (rows, ..., out_features)."""
         out = self.base(x)
-        h = _by_member(x, len(self.A[0]), self.rows, self.sites[0].module)
+        h = _by_member(x, len(self.A[0].value), self.rows, self.sites[0].module)
         for site, A, B, scaling in zip(self.sites, self.A, self.B, self.scalings, strict=True):
             # Scaled while it is r wide. Where A has only zeros, or B has, so have the other's gradients: exactly.
-            reduced = torch.bmm(h, A.transpose(1, 2)) * scaling
+            reduced = torch.bmm(h, A.value.transpose(1, 2)) * scaling
             if site.rows is None:
                 flat = out.reshape(len(h), -1, out.shape[-1])
-                out = torch.baddbmm(flat, reduced, B.transpose(1, 2)).view(out.shape)
+                out = torch.baddbmm(flat, reduced, B.value.transpose(1, 2)).view(out.shape)
             else:
-                update = torch.bmm(reduced, B.transpose(1, 2)).view(*out.shape[:-1], -1)
+                update = torch.bmm(reduced, B.value.transpose(1, 2)).view(*out.shape[:-1], -1)
                 site.rows.view(out, -1).add_(site.rows.shaped(update, -1))
         return out
 
@@ -70,19 +97,20 @@ class PackedLinear(nn.Module):
     ----------
     name : str
         The module's path.
-    weight : Parameter, shape (members, out_features, in_features)
-    bias : Parameter, shape (members, out_features), optional
+    weight : Slot, shape (out_features, in_features)
+    bias : Slot, shape (out_features,), optional
     """
 
-    def __init__(self, name: str, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(self, name: str, weight: Slot, bias: Slot | None) -> None:
         super().__init__()
         self.name, self.weight, self.bias = name, weight, bias
         self.rows = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, shape (rows, ..., out_features)."""
-        h, W = _by_member(x, len(self.weight), self.rows, self.name), self.weight.transpose(1, 2)
-        out = torch.bmm(h, W) if self.bias is None else torch.baddbmm(self.bias[:, None], h, W)
+        W = self.weight.value.transpose(1, 2)
+        h = _by_member(x, len(W), self.rows, self.name)
+        out = torch.bmm(h, W) if self.bias is None else torch.baddbmm(self.bias.value[:, None], h, W)
         return out.view(*x.shape[:-1], -1)
 
 
@@ -94,10 +122,10 @@ class PackedLayerNorm(nn.Module):
     name : str
         The module's path.
     eps : float
-    weight, bias : Parameter, shape (members, features); the bias is optional
+    weight, bias : Slot, shape (features,); the bias is optional
     """
 
-    def __init__(self, name: str, eps: float, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(self, name: str, eps: float, weight: Slot, bias: Slot | None) -> None:
         super().__init__()
         self.name, self.eps, self.weight, self.bias = name, eps, weight, bias
         self.rows = 0
@@ -105,13 +133,13 @@ class PackedLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, of the input's shape."""
         normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        out = _by_member(normed, len(self.weight), self.rows, self.name) * self.weight[:, None]
+        out = _by_member(normed, len(self.weight.value), self.rows, self.name) * self.weight.value[:, None]
         if self.bias is not None:
-            out = out + self.bias[:, None]
+            out = out + self.bias.value[:, None]
         return out.view(x.shape)
 
 
-def pack_head_module(name: str, module: nn.Module, parameters: dict[str, nn.Parameter]) -> nn.Module:
+def pack_head_module(name: str, module: nn.Module, slots: Mapping[str, Slot]) -> nn.Module:
     """A module of the head with the members' own parameters in its place.
 
     Parameters
@@ -119,8 +147,8 @@ def pack_head_module(name: str, module: nn.Module, parameters: dict[str, nn.Para
     name : str
         The module's path.
     module : nn.Linear or nn.LayerNorm
-    parameters : dict of str to Parameter
-        By the module's own names for them, each with the members as its first dimension.
+    slots : mapping of str to Slot
+        By the module's own names for them.
 
     Raises
     ------
@@ -128,12 +156,12 @@ def pack_head_module(name: str, module: nn.Module, parameters: dict[str, nn.Para
         If the module is of another kind, or shares some of its parameters with the frozen base.
     """
     own = {key for key, _ in module.named_parameters()}
-    if type(module) is nn.Linear and own == parameters.keys():
-        return PackedLinear(name, parameters["weight"], parameters.get("bias"))
-    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and own == parameters.keys():
-        return PackedLayerNorm(name, module.eps, parameters["weight"], parameters.get("bias"))
+    if type(module) is nn.Linear and own == slots.keys():
+        return PackedLinear(name, slots["weight"], slots.get("bias"))
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and own == slots.keys():
+        return PackedLayerNorm(name, module.eps, slots["weight"], slots.get("bias"))
     rule = "have a head of linear layers and layer norms, whole ones"
-    got = f"{name}, a {type(module).__name__} with {', '.join(sorted(parameters))} in the head"
+    got = f"{name}, a {type(module).__name__} with {', '.join(sorted(slots))} in the head"
     raise UsageError(must("A model whose runs are packed", rule, got, "Do its runs one by one: --pack off"))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
 from rankprobe.methods.lora import LoRALayer
-from rankprobe.methods.packed_layers import PackedLoRALayer, pack_head_module
+from rankprobe.methods.packed_layers import PackedLoRALayer, Slot, pack_head_module
 from rankprobe.weights.architecture import WeightSite
 
 
@@ -86,29 +86,6 @@ def load_state(model: nn.Module, layers: Mapping[str, LoRALayer], state: LoneSta
         parameters[name].copy_(value)
 
 
-@dataclass
-class Slot:
-    """Where one parameter of all members lies in the pack's matrix.
-
-    Attributes
-    ----------
-    first, last : int
-        Its columns.
-    shape : tuple of int
-        Of one member's, padded.
-    decayed : bool
-        Whether weight decay applies: to matrices.
-    parameter : Parameter, shape (members, *shape)
-        A view of the matrix; what autograd knows.
-    """
-
-    first: int
-    last: int
-    shape: tuple[int, ...]
-    decayed: bool
-    parameter: nn.Parameter
-
-
 class Pack:
     """A model with the LoRA layers and heads of several members on it, in place of its plain ones.
 
@@ -146,14 +123,14 @@ class Pack:
         first = 0
         for key in order:
             shape = tuple(values[key][0].shape)
-            slot = Slot(first, first + math.prod(shape), shape, len(shape) > 1, nn.Parameter(torch.empty(0)))
-            first, self._slots[key] = slot.last, slot
+            self._slots[key] = Slot(first, first + math.prod(shape), shape, self.matrix)
+            first = self._slots[key].last
         self._bind()
         self._plain: dict[str, nn.Module] = {}
         self._layers: list[nn.Module] = []
         model.requires_grad_(False)
+        self._place_head()  # first: it may refuse, and nothing has been changed then
         self._place_factors()
-        self._place_head()
 
     @property
     def slots(self) -> list[Slot]:
@@ -191,7 +168,7 @@ class Pack:
         if member not in self.members:
             raise KeyError(member)
         place, start = self.members.index(member), self._states[member]
-        own = {key: slot.parameter.detach()[place] for key, slot in self._slots.items()}
+        own = {key: slot.value.detach()[place] for key, slot in self._slots.items()}
         return LoneState(
             dict(start.sites),
             {name: own["A", name][: len(A)].clone() for name, A in start.A.items()},
@@ -206,10 +183,11 @@ class Pack:
             self.model.set_submodule(path, module)
 
     def _bind(self) -> None:
-        """Make every parameter a view of the matrix as it is now."""
+        """Make every slot a view of the matrix as it is now."""
         for slot in self.slots:
-            slot.parameter.grad = None
-            slot.parameter.data = self.matrix[:, slot.first : slot.last].unflatten(1, slot.shape)
+            view = self.matrix[:, slot.first : slot.last].unflatten(1, slot.shape)
+            # A new leaf each time: autograd remembers the shape of an old one.
+            slot.value = view.detach().requires_grad_()
 
     def _place_factors(self) -> None:
         sites = {name: site for state in self._states for name, site in state.sites.items()}
@@ -221,18 +199,17 @@ class Pack:
                 self.matrix.new_tensor([state.scalings.get(part.name, 0.0) for state in self._states])[:, None, None]
                 for part in parts
             ]
-            A, B = ([self._slots[factor, part.name].parameter for part in parts] for factor in "AB")
+            A, B = ([self._slots[factor, part.name] for part in parts] for factor in "AB")
             self._replace(path, PackedLoRALayer(self.model.get_submodule(path), parts, A, B, scalings))
 
     def _place_head(self) -> None:
-        by_module: dict[str, dict[str, nn.Parameter]] = {}
+        by_module: dict[str, dict[str, Slot]] = {}
         for kind, name in self._slots:
             if kind == "head":
                 path, _, leaf = name.rpartition(".")
-                by_module.setdefault(path, {})[leaf] = self._slots[kind, name].parameter
+                by_module.setdefault(path, {})[leaf] = self._slots[kind, name]
         packed = {
-            path: pack_head_module(path, self.model.get_submodule(path), parameters)
-            for path, parameters in by_module.items()
+            path: pack_head_module(path, self.model.get_submodule(path), slots) for path, slots in by_module.items()
         }
         for path, module in packed.items():
             self._replace(path, module)

@@ -46,17 +46,17 @@ class PackedAdamW:
         slots = self.pack.slots
         columns = []
         for slot in slots:
-            gradient = slot.parameter.grad
+            gradient = slot.value.grad
             columns.append(
                 self._gradient.new_zeros(len(self._gradient), slot.last - slot.first)
                 if gradient is None
                 else gradient.flatten(1)
             )
         if not self.steps:
-            self._decayed = _runs([(s.first, s.last) for s in slots if s.decayed and s.parameter.grad is not None])
+            self._decayed = _runs([(s.first, s.last) for s in slots if s.decayed and s.value.grad is not None])
         torch.cat(columns, dim=1, out=self._gradient)
         for slot in slots:
-            slot.parameter.grad = None
+            slot.value.grad = None
         self._norms = torch.linalg.vector_norm(self._gradient, dim=1)
         return self._norms
 

@@ -73,8 +73,8 @@ def train_packed(
     if not rows:
         raise UsageError(must("training rows", "be at least one", 0, "Raise --train-size"))
     if not len(lrs) == len(seeds) == len(pack.members):
-        got = f"{len(lrs)} rates and {len(seeds)} seeds"
-        raise UsageError(must("rates and seeds", f"be one for each of {len(pack.members)} members", got, "Pass as many"))
+        rule, got = f"be one for each of {len(pack.members)} members", f"{len(lrs)} rates and {len(seeds)} seeds"
+        raise UsageError(must("rates and seeds", rule, got, "Pass as many"))
     device = pack.matrix.device
     table = RowTable(rows, pad_id, device)
     total = total_steps(len(rows), batch_size, epochs)

@@ -87,8 +87,9 @@ def _folder(kind: str) -> Path:
     return make_tiny(kind, folder)
 
 
-def pack_of(kind: str, members: Sequence[Member], problem: str = "classification",
-            dtype: torch.dtype = torch.float64) -> Pack:
+def pack_of(
+    kind: str, members: Sequence[Member], problem: str = "classification", dtype: torch.dtype = torch.float64
+) -> Pack:
     """The members before their training, on one base."""
     states = [lone(kind, member, problem, dtype).state for member in members]
     return Pack(base(kind, 0, problem)[0].to(dtype), states)

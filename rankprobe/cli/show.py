@@ -55,10 +55,12 @@ def run_summary(record: dict, folder: Path) -> None:
             f"  {params['trainable']:,} of {params['total']:,} parameters trained "
             f"({share:.2%}; head {params['head']:,})"
         )
+        peak, pack = timings["peak_memory_bytes"], record.get("pack")
+        memory = f"peak memory {peak / 2**20:,.0f} MiB" if peak is not None else "peak memory not seen alone"
+        packed = f"; its share of {pack['size']} runs trained together" if pack else ""
         lines.append(
             f"  {timings['steps']:,} steps in {timings['train_time_s']:.1f} s, "
-            f"{timings['tokens_per_s']:,.0f} tokens/s, "
-            f"peak memory {timings['peak_memory_bytes'] / 2**20:,.0f} MiB"
+            f"{timings['tokens_per_s']:,.0f} tokens/s, {memory}{packed}"
         )
     lines.append(f"  {folder}")
     console = Console()

@@ -124,18 +124,28 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
         done = finished(run.folder, need_weights=keep_weights)  # another process may have ended it just now
         if done:
             return done
-        _clear(run.folder)
-        record = _header(run)
-        try:
-            record |= _work(run, keep_weights, observer or Silent())
-        except (RankprobeError, OSError, MemoryError):
-            raise
-        except Exception as error:
-            # The traceback is for this machine's user; the record, which may be published, gets the one line.
-            (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            record |= _failed(f"{type(error).__name__}: {error}")
-        _write_record(run, record)
-        return record
+        clear(run.folder)
+        return attempt(run, header(run), lambda: work(run, keep_weights, observer or Silent()))
+
+
+def attempt(run: PlannedRun, record: dict, rest: Callable[[], dict]) -> dict:
+    """Write a run's record: a header and what ``rest`` adds to it, or that it failed and why.
+
+    Raises
+    ------
+    RankprobeError, OSError, MemoryError
+        As ``rest`` raises them; nothing is recorded.
+    """
+    try:
+        record |= rest()
+    except (RankprobeError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # The traceback is for this machine's user; the record, which may be published, gets the one line.
+        (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        record |= _failed(f"{type(error).__name__}: {error}")
+    _write_record(run, record)
+    return record
 
 
 def record_failure(run: PlannedRun, error: str) -> dict:
@@ -143,11 +153,11 @@ def record_failure(run: PlannedRun, error: str) -> dict:
 
     Nothing is written where another process has the run's folder by now: that one will record what becomes of the run.
     """
-    record = _header(run) | _failed(error)
+    record = header(run) | _failed(error)
     with contextlib.suppress(LockedError), lock(run.folder):
         if done := finished(run.folder):
             return done
-        _clear(run.folder)
+        clear(run.folder)
         (run.folder / "error.txt").write_text(error + "\n", encoding="utf-8")
         _write_record(run, record)
     return record
@@ -188,8 +198,8 @@ def task_score(task: Task) -> Callable:
     return lambda labels, predictions: score((main,), labels, predictions, None)[main]
 
 
-def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
-    """Train, predict, decompose; everything but run.json is written here."""
+def work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
+    """Train, predict, decompose; everything but run.json is written here, and what it needs to say returned."""
     spec, task = run.spec, run.task
     set_threads(spec.threads)
     prepared = prepare(spec, run.source, task)
@@ -211,6 +221,31 @@ def _work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
         problem=task.problem,
         progress=lambda done, total, loss: observer.stage("train", done, total, f"loss {loss:.3f}"),
     )
+    return complete(run, prepared, params, result, keep_weights, observer)
+
+
+def complete(
+    run: PlannedRun,
+    prepared: Prepared,
+    params: dict[str, int],
+    result: TrainResult,
+    keep_weights: bool,
+    observer: Observer,
+) -> dict:
+    """What follows a run's training: predictions, spectra, weights and all its files but run.json; the record's rest.
+
+    Parameters
+    ----------
+    run : PlannedRun
+    prepared : Prepared
+        With what was trained.
+    params : dict of str to int
+        From :func:`rankprobe.experiment.models.count_parameters`.
+    result : TrainResult
+    keep_weights : bool
+    observer : Observer
+    """
+    spec, task = run.spec, run.task
     write_table(run.folder / "history.csv", pd.DataFrame(result.history))
     record = {
         "status": result.status,
@@ -282,7 +317,8 @@ def _metrics(task: Task, predicted: Predictions) -> dict:
     return {**scores, "loss": predicted.loss}
 
 
-def _header(run: PlannedRun) -> dict:
+def header(run: PlannedRun) -> dict:
+    """What a record says of a run before it is done."""
     task = run.task
     labels = [e.label for e in task.eval]
     classes = task.problem == "classification"
@@ -318,7 +354,7 @@ def _header(run: PlannedRun) -> dict:
     }
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove what an unfinished run left; the lock file stays, it is held."""
     for path in folder.iterdir():
         if path.name != ".lock":

@@ -38,6 +38,19 @@ def loss_of(problem: str) -> Callable[[Tensor, Tensor], Tensor]:
     return losses[problem]
 
 
+def member_losses_of(problem: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The loss of each member of a pack as ``(logits, truth, counted) -> (members,)``, as :func:`loss_of` has it alone.
+
+    Parameters
+    ----------
+    problem : str
+        Logits and truth are those of the members one after the other, each with as many rows; ``counted`` (members,
+        rows) is 1.0 for rows that count and 0.0 for those that fill up a batch shorter than another member's.
+    """
+    losses = {CLASSIFICATION: _cross_entropies, REGRESSION: _squared_errors, LANGUAGE_MODELLING: _next_token_losses}
+    return losses[problem]
+
+
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy in nats, averaged over all the target tokens of a batch.
 
@@ -61,3 +74,22 @@ def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
 
 def _squared_error(outputs: Tensor, scores: Tensor) -> Tensor:
     return functional.mse_loss(outputs.float()[:, 0], scores)
+
+
+def _cross_entropies(logits: Tensor, classes: Tensor, counted: Tensor) -> Tensor:
+    return _means(functional.cross_entropy(logits.float(), classes, reduction="none").view_as(counted), counted)
+
+
+def _squared_errors(outputs: Tensor, scores: Tensor, counted: Tensor) -> Tensor:
+    return _means(functional.mse_loss(outputs.float()[:, 0], scores, reduction="none").view_as(counted), counted)
+
+
+def _next_token_losses(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    targets = targets.masked_fill(counted.view(-1, 1) == 0, IGNORED).flatten()
+    each = functional.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="none")
+    asked = (targets != IGNORED).to(each.dtype)
+    return _means(each.view(len(counted), -1), asked.view(len(counted), -1))
+
+
+def _means(each: Tensor, counted: Tensor) -> Tensor:
+    return (each * counted).sum(1) / counted.sum(1)

@@ -13,13 +13,10 @@ from torch import nn
 from rankprobe.errors import UsageError, must
 from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, REGRESSION
 from rankprobe.training.batches import TARGETS, collate, epoch_batches
+from rankprobe.training.divergence import Watch
 from rankprobe.training.loss import loss_of, pick_problem
 from rankprobe.training.memory import peak_bytes, reset_peak
 from rankprobe.training.precision import autocast
-
-# Diverged: the smoothed loss stays this many times above where it began. Real training crosses it only when lost.
-_BLOWN_UP = 5.0
-_SMOOTHING_STEPS = 20
 
 
 @dataclass
@@ -143,7 +140,7 @@ def train(
     torch.manual_seed(seed)
     model.train()
     reset_peak(device.type)
-    start, step, first, smoothed = time.perf_counter(), 0, math.nan, math.nan
+    start, step, watch = time.perf_counter(), 0, Watch(total, problem)
     for epoch in range(epochs):
         for index in epoch_batches(lengths, batch_size, seed, epoch):
             batch = {k: v.to(device) for k, v in collate([rows[i] for i in index], pad_id).items()}
@@ -158,9 +155,8 @@ def train(
             norm = nn.utils.clip_grad_norm_(trainable, clip_norm or math.inf, foreach=True)
             # One wait for the device a step: both figures at once.
             value, grad_norm = torch.stack((loss.detach(), norm.to(loss.dtype))).tolist()
-            if not (math.isfinite(value) and math.isfinite(grad_norm)):
-                name, bad = ("loss", value) if not math.isfinite(value) else ("gradient norm", grad_norm)
-                return _finish(result, start, device, _diverged(name, "be finite", f"{bad} at step {step + 1}"))
+            if lost := watch.refuse(value, grad_norm, step + 1):
+                return _finish(result, start, device, lost)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
@@ -168,23 +164,11 @@ def train(
             result.history.append(
                 {"step": step, "epoch": epoch + 1, "loss": value, "lr": lr_now, "grad_norm": grad_norm}
             )
-            smoothed = value if math.isnan(smoothed) else smoothed + (value - smoothed) / min(step, _SMOOTHING_STEPS)
-            if step == min(_SMOOTHING_STEPS, total):
-                first = smoothed
-            # A constant guess costs ln(classes), or ln(vocabulary): below that a small start is not a blow-up.
-            floor = 1.0 if problem == REGRESSION else math.log(max(2, out.shape[-1]))
-            if smoothed > _BLOWN_UP * max(first, floor):
-                message = _diverged(
-                    "loss", f"stay under {_BLOWN_UP:g} times its start {first:.3g}", f"{smoothed:.3g} at step {step}"
-                )
-                return _finish(result, start, device, message)
+            if lost := watch.follow(value, step, out.shape[-1]):
+                return _finish(result, start, device, lost)
             if progress:
-                progress(step, total, smoothed)
+                progress(step, total, watch.smoothed)
     return _finish(result, start, device, None)
-
-
-def _diverged(what: str, rule: str, got: str) -> str:
-    return must(what, rule, got, "Lower the learning rate")
 
 
 def _finish(result: TrainResult, start: float, device: torch.device, diverged: str | None) -> TrainResult:

@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Iterable
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from rankprobe.errors import UsageError, must
@@ -29,9 +30,11 @@ from rankprobe.training.watched import (
     watched_sites,
 )
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 __all__ = ["RankCallback"]
 
-_ENERGY = 0.9
 # Where the Trainer logs no steps of its own.
 _EVERY = 100
 _log = logging.getLogger(__name__)
@@ -281,8 +284,7 @@ class RankCallback(TrainerCallback):
         rows = []
         for label, update in zip(self._labels, self._updates, strict=True):
             S = update.singular_values(self.device).cpu()
-            stable, energy, sigma_max = float(stable_rank(S)), int(energy_rank(S, _ENERGY)), float(S[0])
-            # Squares of the values themselves could vanish.
+            stable, energy, sigma_max = float(stable_rank(S)), int(energy_rank(S, 0.9)), float(S[0])
             rows.append((step, update.site.name, stable, energy, sigma_max, sigma_max * math.sqrt(stable)))
             if self.each:
                 figures |= {f"rank/{label}/stable": stable, f"rank/{label}/energy_90": energy}

@@ -267,13 +267,12 @@ class RankCallback(TrainerCallback):
     def _try(self) -> None:
         """Time one matrix of each shape, to know what a measurement will cost before it is paid for."""
         start = perf_counter()
-        firsts = {update.site.shape: update for update in reversed(self._updates)}
-        self._updates[0].singular_values(self.device).cpu()  # libraries are loaded, and a device's made ready
-        seconds = {}
-        for shape, update in firsts.items():
+        seconds: dict[tuple[int, int], float] = {}
+        # Twice: the first time libraries are loaded and a device is made ready, and a busy machine stalls at moments.
+        for update in 2 * list({update.site.shape: update for update in self._updates}.values()):
             begun = perf_counter()
             update.singular_values(self.device).cpu()
-            seconds[shape] = perf_counter() - begun
+            seconds[update.site.shape] = min(seconds.get(update.site.shape, math.inf), perf_counter() - begun)
         self._pace.spend(perf_counter() - start)
         self._pace.expect(sum(seconds[update.site.shape] for update in self._updates))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from rankprobe.cli import options as o
+from rankprobe.cli.tracking import check_trackers, track_option
 
 # What a study file sets.
 _OF_A_STUDY = (
@@ -77,6 +78,7 @@ _OF_A_STUDY = (
 @o.seed_option
 @o.compute_options
 @o.runs_option
+@track_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and stop.")
 def sweep(
     study_file: Path | None,
@@ -88,6 +90,7 @@ def sweep(
     head: bool,
     keep_weights: bool,
     out: Path | None,
+    trackers: tuple[str, ...],
     dry_run: bool,
     **options,
 ) -> None:
@@ -104,6 +107,7 @@ def sweep(
     from rankprobe.experiment.study_file import load_study
     from rankprobe.experiment.sweep import plan_study
 
+    check_trackers(trackers)
     if study_file is not None:
         if typed := o.given(*_OF_A_STUDY):
             raise UsageError(
@@ -152,6 +156,7 @@ def sweep(
         name=f"sweep {study.name}",
         title=study.question or f"LoRA's r on {planned.runs[0].task.name}",
         keep_weights=keep_weights,
+        track=trackers,
     )
 
 

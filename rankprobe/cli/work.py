@@ -13,6 +13,7 @@ import pandas as pd
 from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.show import print_table, problem
+from rankprobe.cli.tracking import track_run
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.output import claim_output, read_plan
@@ -97,12 +98,13 @@ def run_studies(
     extras: Sequence[Extra] = (),
     main: str | None = None,
     hours: float | None = None,
+    track: Sequence[str] = (),
 ) -> None:
     """Do what is left, with a progress bar; tables are renewed after every run, pictures and pages at the end.
 
     ``everything`` holds all the studies that the folder is about, where ``studies`` is only the part to do now: what
     else is finished already is reported too. ``main`` is the run_id of any run of the comparison that the report is
-    about. After ``hours`` nothing new is begun.
+    about. After ``hours`` nothing new is begun. ``track`` names trackers that finished runs go to.
 
     Raises
     ------
@@ -147,6 +149,8 @@ def run_studies(
                 for record in run_study(round_, keep_weights=keep_weights, observer=observer, stop=stop):
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
+                    for line in track_run(runs_folder / record["run_id"], track, out / "trackers"):
+                        observer.say(f"rankprobe: warning: {line}.")
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
                     render(out, plan, runs_folder, figures=False)

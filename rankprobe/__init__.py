@@ -1,7 +1,8 @@
 """rankprobe: what rank does your fine-tuning need, and is LoRA really as good here?
 
-``rankprobe.spectrum``, ``rankprobe.compare`` and ``rankprobe.extract`` measure weight updates from Python; the command
-``rankprobe --help`` lists what there is beside them.
+``rankprobe.spectrum``, ``rankprobe.compare`` and ``rankprobe.extract`` measure weight updates from Python, and
+``rankprobe.RankCallback`` logs ranks while transformers.Trainer trains; the command ``rankprobe --help`` lists what
+there is beside them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankprobe.api import compare, extract, spectrum
+    from rankprobe.callback import RankCallback
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "extract", "spectrum"]
+__all__ = ["RankCallback", "__version__", "compare", "extract", "spectrum"]
 
 
 def __getattr__(name: str):
@@ -21,6 +23,10 @@ def __getattr__(name: str):
         from rankprobe import api
 
         return getattr(api, name)
+    if name == "RankCallback":
+        from rankprobe.callback import RankCallback
+
+        return RankCallback
     raise AttributeError(f"module 'rankprobe' has no attribute {name!r}")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rankprobe.cli import options as o
+from rankprobe.cli.tracking import check_trackers, track_option
 
 if TYPE_CHECKING:
     from rankprobe.experiment.study import Study
@@ -106,6 +107,7 @@ _OF_A_STUDY = (
 @o.compute_options
 @o.executor_options
 @o.runs_option
+@track_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and how long they will take, and stop.")
 def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run: bool, **options) -> None:
     """Sweep LoRA's r, with full fine-tuning and head only beside it, and say which r to take.
@@ -120,6 +122,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     from rankprobe.cli.work import plan_lines, run_studies
     from rankprobe.experiment.study_file import load_studies, study_toml
 
+    check_trackers(options["trackers"])
     check_executor(options)
     studies = load_studies(study_file) if study_file is not None else (_from_options(options, keep_weights),)
     if study_file is not None:
@@ -146,6 +149,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
             executor=chosen,
             then=plan.later,
             settings={"margin": first.margin},
+            track=options["trackers"],
         )
 
 

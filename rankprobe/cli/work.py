@@ -13,6 +13,7 @@ import pandas as pd
 from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.show import print_table, problem
+from rankprobe.cli.tracking import track_run
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
@@ -122,6 +123,7 @@ def run_studies(
     paper: bool = False,
     then: Callable[[], Sequence[PlannedStudy]] | None = None,
     settings: Mapping[str, object] | None = None,
+    track: Sequence[str] = (),
 ) -> None:
     """Do what is left, with a progress bar; tables, pictures and pages are renewed as runs end.
 
@@ -129,6 +131,7 @@ def run_studies(
     else is finished already is reported too. ``main`` is the run_id of any run of the comparison that the report is
     about. After ``hours`` nothing new is begun. ``paper`` asks for the paper's own tables. ``then`` names the studies
     that follow from what these ones showed; the report is about the first of them. ``settings`` go into the plan.
+    ``track`` names trackers that finished runs go to.
 
     Raises
     ------
@@ -191,6 +194,8 @@ def run_studies(
                 for record in work:
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
+                    for line in track_run(runs_folder / record["run_id"], track, out / "trackers"):
+                        observer.say(f"rankprobe: warning: {line}.")
                     if record["status"] != "ok":
                         bad[record["run_id"]] = record
                     renew()

@@ -284,7 +284,8 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
     sites = [s for s in block_sites(shapes, fused=True) if pattern.search(s.module)]
     if not sites:
         modules = sorted({re.sub(r"\.\d+\.", ".N.", s.module) for s in block_sites(shapes, fused=True)})
-        near = difflib.get_close_matches(targets, modules + list(BLOCK_KINDS), n=1, cutoff=0.3)
+        leaves = dict.fromkeys(module.rpartition(".")[2] for module in modules)
+        near = difflib.get_close_matches(targets, [*leaves, *modules, *BLOCK_KINDS], n=1, cutoff=0.3)
         hint = f"Did you mean {near[0]!r}?" if near else "Pass q,v, say"
         raise UsageError(
             must("targets", f"match a linear weight of the model ({', '.join(modules[:8])})", repr(targets), hint)

@@ -1,0 +1,71 @@
+"""The CSV that ranks are written to while a model is trained: a row a matrix and measured step."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rankprobe.errors import UsageError, must
+
+COLUMNS = ("step", "name", "stable_rank", "energy_rank_90", "sigma_max", "fro_norm")
+
+
+class RankTable:
+    """A CSV that grows as training goes on.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is made if need be.
+    step : int
+        Steps done when training begins: rows of an earlier file after that step are dropped, since the steps are done
+        again; all of them where it is 0.
+
+    Raises
+    ------
+    UsageError
+        If there is a file of something else, or it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, step: int) -> None:
+        self.path = Path(path)
+        rows = [row for row in self._rows() if int(row[0]) <= step]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = self.path.with_name(f".{self.path.name}.new")
+            with open(new, "w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+            new.replace(self.path)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def add(self, rows: Iterable[Sequence[object]]) -> None:
+        """Append rows of :data:`COLUMNS`.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or refuses.
+        """
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    def _rows(self) -> list[list[str]]:
+        """The rows of the file that is there; what a killed training wrote of its last row is no row."""
+        try:
+            with open(self.path, encoding="utf-8", newline="") as file:
+                header, *rows = list(csv.reader(file)) or [()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, csv.Error) as error:
+            raise self._refused(error) from None
+        if tuple(header) not in ((), COLUMNS):
+            got = f"{self.path} with other columns"
+            raise UsageError(must("path", "be a new file or one of RankCallback's", got, "Pass another path"))
+        return [row for row in rows if len(row) == len(COLUMNS) and row[0].isdigit() and row[-1]]
+
+    def _refused(self, error: Exception) -> UsageError:
+        reason = getattr(error, "strerror", None) or error
+        return UsageError(must("path", "be a CSV file to write", f"{self.path} ({reason})", "Pass another path"))

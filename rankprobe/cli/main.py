@@ -28,6 +28,7 @@ _COMMANDS = {
     "spectrum": ("spectrum", "spectrum"),
     "compare": ("compare", "compare"),
     "extract": ("extract", "extract"),
+    "allocate": ("allocate", "allocate"),
     "intrinsic-dim": ("intrinsic_dim", "intrinsic_dim"),
     "latency": ("latency", "latency"),
     "params": ("params", "params"),

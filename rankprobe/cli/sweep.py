@@ -106,6 +106,12 @@ _OF_A_STUDY = (
 @o.seed_option
 @o.compute_options
 @o.executor_options
+@click.option(
+    "--pack",
+    metavar="auto|off|N",
+    default=None,
+    help="Train up to N LoRA runs as one; auto measures whether that pays.  [default: auto on a GPU, else off]",
+)
 @o.runs_option
 @track_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and how long they will take, and stop.")
@@ -120,10 +126,13 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     from rankprobe.cli.progress import reading
     from rankprobe.cli.sweep_plan import plan_sweep
     from rankprobe.cli.work import plan_lines, run_studies
+    from rankprobe.experiment.output import read_plan
+    from rankprobe.experiment.pack_choice import choose_pack, parse_pack, settled_pack
     from rankprobe.experiment.study_file import load_studies, study_toml
 
     check_trackers(options["trackers"])
     check_executor(options)
+    parse_pack(options["pack"] or "off")
     studies = load_studies(study_file) if study_file is not None else (_from_options(options, keep_weights),)
     if study_file is not None:
         studies = _beside_a_file(studies, study_file, options, keep_weights)
@@ -139,6 +148,13 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
         # Of options alone, a name of its own for each choice: another sweep must not replace this one's tables.
         mark = "" if study_file else "-" + sha256(study_toml(first).encode()).hexdigest()[:6]
         out = Path("results") / f"sweep-{first.name}{mark}"
+    runs = plan.now[-1].runs
+    pack = settled_pack(
+        options["pack"],
+        (read_plan(out) or {}).get("pack"),
+        default="off" if runs[0].spec.device == "cpu" else "auto",
+        choose=lambda: choose_pack(runs, say=lambda line: click.echo(f"rankprobe: {line}", err=True)),
+    )
     with executor(options) as chosen:
         run_studies(
             plan.now,
@@ -148,7 +164,8 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
             keep_weights=keep_weights,
             executor=chosen,
             then=plan.later,
-            settings={"margin": first.margin},
+            settings={"margin": first.margin, "pack": pack},
+            pack=pack,
             track=options["trackers"],
         )
 

@@ -124,6 +124,7 @@ def run_studies(
     then: Callable[[], Sequence[PlannedStudy]] | None = None,
     settings: Mapping[str, object] | None = None,
     track: Sequence[str] = (),
+    pack: int = 1,
 ) -> None:
     """Do what is left, with a progress bar; tables, pictures and pages are renewed as runs end.
 
@@ -131,7 +132,7 @@ def run_studies(
     else is finished already is reported too. ``main`` is the run_id of any run of the comparison that the report is
     about. After ``hours`` nothing new is begun. ``paper`` asks for the paper's own tables. ``then`` names the studies
     that follow from what these ones showed; the report is about the first of them. ``settings`` go into the plan.
-    ``track`` names trackers that finished runs go to.
+    ``track`` names trackers that finished runs go to. Up to ``pack`` LoRA runs are trained as one.
 
     Raises
     ------
@@ -190,7 +191,9 @@ def run_studies(
                 said: set[str] = set()
                 # What chooses the rates is needed for its losses alone.
                 keep = keep_weights and then is None
-                work = run_study(part, keep_weights=keep, observer=observer, stop=stop, executor=executor)
+                work = run_study(
+                    part, keep_weights=keep, observer=observer, stop=stop, executor=executor, pack=pack
+                )
                 for record in work:
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])

@@ -116,7 +116,8 @@ def _train(runs: Sequence[PlannedRun], observer: Observer) -> tuple[PackedRuns, 
             epochs=spec.epochs,
             problem=task.problem,
             progress=lambda done, total, loss: observer.stage(
-                "train", done, total, f"mean loss {loss:.3f}, {len(packed.pack.members)} runs at once"
+                # In steps of single runs, which is what an observer was told of.
+                "train", done * len(runs), total * len(runs), f"mean loss {loss:.3f}, {len(packed.pack.members)} left"
             ),
             **training_settings(spec),
         )

@@ -70,6 +70,8 @@ def _alone(run: PlannedRun) -> tuple[str, str] | None:
     """Why a run cannot be in a pack: the rule, and what it has instead. None where it can."""
     if run.spec.method != _METHOD:
         return "be of the method lora", run.spec.method
+    if run.spec.rank_pattern:
+        return "have one r for all of their matrices", "an r by matrix"
     if run.spec.dropout or run.spec.model_dropout:
         return "be without dropout", f"{run.spec.dropout} on LoRA's input and {run.spec.model_dropout} in the model"
     return None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rankprobe.errors import WorkError, must
+from rankprobe.experiment.pack import execute_pack
 from rankprobe.experiment.runs import Observer, PlannedRun, execute, record_failure
 from rankprobe.experiment.store import LockedError, finished, lock
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
@@ -35,6 +36,11 @@ class Piece:
     runs: tuple[PlannedRun, ...]
     truncation: bool = False
     keep_weights: bool = True
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is trained as one: then its finished runs belong to it too, as :func:`execute_pack` has it."""
+        return len(self.runs) > 1 and not self.truncation
 
     @property
     def label(self) -> str:
@@ -71,6 +77,9 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
     UsageError, OSError, MemoryError
         As :func:`rankprobe.experiment.runs.execute`.
     """
+    if piece.packed:
+        yield from _perform_pack(piece, observer)
+        return
     for run in piece.unfinished():
         with lock(run.folder):  # asked before the observer is told of a run that does not begin
             pass
@@ -81,6 +90,15 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
         else:
             observer.begin(run.spec.label, run.steps)
             yield execute(run, keep_weights=piece.keep_weights, observer=observer)
+
+
+def _perform_pack(piece: Piece, observer: Observer) -> Iterator[dict]:
+    """Train what is left of a pack, which knows of its finished members too: one that was cut short is redone whole."""
+    left = {run.run_id for run in piece.unfinished()}
+    observer.begin(f"{len(piece.runs)} runs at once, {piece.runs[0].spec.what} and others", piece.steps)
+    for record in execute_pack(piece.runs, keep_weights=piece.keep_weights, observer=observer):
+        if record["run_id"] in left:
+            yield record
 
 
 class Agenda:
@@ -121,14 +139,15 @@ class Agenda:
             self._left.remove(piece)
             unfinished, records = piece.unfinished(), piece.records()
             begins = bool(unfinished) and not self._stop()
+            kept = (piece.runs if piece.packed else unfinished) if begins else ()
             if not piece.truncation:
-                over = [run for run in piece.runs if not begins or run not in unfinished]
+                over = [run for run in piece.runs if run not in kept]
                 self._training.subtract(run.run_id for run in over)
                 for run in over:
                     if run.run_id in self._not_before and run not in unfinished:
                         self._observer.begin(run.spec.label, run.steps)  # the other process did these steps
             if begins:
-                piece = replace(piece, runs=unfinished)
+                piece = replace(piece, runs=kept)
                 self._begun.add(piece)
                 return piece, records
             if records:
@@ -199,7 +218,7 @@ class Agenda:
     def _put_back(self, piece: Piece) -> None:
         """Its finished runs have been heard of, unless that was all."""
         self._begun.remove(piece)
-        runs = piece.unfinished() or piece.runs
+        runs = piece.runs if piece.packed else piece.unfinished() or piece.runs
         if not piece.truncation:
             self._training.subtract(run.run_id for run in piece.runs if run not in runs)
         self._left.insert(0, replace(piece, runs=runs))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.learning_rates import TUNED_ON
 from rankprobe.experiment.observer import Observer, Silent
+from rankprobe.experiment.pack_groups import pack_groups
 from rankprobe.experiment.parameters import check_fit
 from rankprobe.experiment.pieces import Piece
 from rankprobe.experiment.runs import PlannedRun, plan_run
@@ -81,11 +82,18 @@ class PlannedStudy:
         return [replace(self, runs=tuple(run for run in self.runs if run.spec.seed == seed),
                         truncate=self.truncate if seed == seeds[0] else ()) for seed in seeds]
 
-    def pieces(self, *, keep_weights: bool = True) -> list[Piece]:
-        """All the work, the most useful first: a round of runs, their functional ranks, the next round."""
-        found = []
+    def pieces(self, *, keep_weights: bool = True, pack: int = 1) -> list[Piece]:
+        """All the work, the most useful first: a round of runs, their functional ranks, the next round.
+
+        With ``pack`` above 1 up to so many runs, of any seeds, are one piece, in the place of the first of them.
+        """
+        packs = {run.run_id: group for group in pack_groups(self.runs, pack) for run in group}
+        found: list[Piece] = []
         for round_ in self.rounds():
-            found += [Piece((run,), keep_weights=keep_weights) for run in round_.runs]
+            for run in round_.runs:
+                group = packs.get(run.run_id, (run,))
+                if run is group[0]:
+                    found.append(Piece(group, keep_weights=keep_weights))
             found += [Piece((run,), truncation=True) for run in round_.truncate]
         return found
 
@@ -133,11 +141,13 @@ def run_study(
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
     executor: Executor = IN_TURN,
+    pack: int = 1,
 ) -> Iterator[dict]:
     """Do what is left of a study; yields each run's record when it is there, finished earlier or now.
 
     A run that diverged or failed does not stop the others. Functional rank is measured at the end of a round of seeds,
     and the run's record yielded again. Once ``stop()`` is true nothing new is begun; what is finished is still yielded.
+    Up to ``pack`` LoRA runs are trained as one, as :mod:`rankprobe.experiment.pack` has it.
     With an executor that does several at once the order is that of their ends; what begins first is the same.
     """
-    yield from executor(planned.pieces(keep_weights=keep_weights), observer or Silent(), stop)
+    yield from executor(planned.pieces(keep_weights=keep_weights, pack=pack), observer or Silent(), stop)

@@ -179,3 +179,22 @@ def test_an_observer_tells_the_live_file_and_takes_it_away(tmp_path, monkeypatch
         assert found.now == ("LoRA seed 0: loading", "LoRA seed 1: loading") and found.total == 20
         raise KeyboardInterrupt
     assert read_live(tmp_path) is None
+
+
+def test_a_packed_sweep_has_the_same_tables_and_keeps_its_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    command = (*SWEEP, "--r", "1,2,4", "--seeds", "2", "--no-full", "--drop-weights")
+    assert rankprobe(*command, "--runs", "lone", "--out", "a").exit_code == 0
+    result = rankprobe(*command, "--runs", "packed", "--out", "b", "--pack", "4")
+    assert result.exit_code == 0, result.output
+    records = [json.loads(path.read_text()) for path in Path("packed").glob("*/run.json")]
+    assert sorted(record.get("pack", {}).get("size", 1) for record in records) == [1, 1] + [3] * 6, "6 of LoRA, 2 packs"
+    columns = ["method", "r", "n_seeds", "accuracy_mean", "diff_vs_full"]
+    lone, packed = (pd.read_csv(f"{out}/tables/methods.csv")[columns] for out in ("a", "b"))
+    pd.testing.assert_frame_equal(lone, packed)
+    assert json.loads(Path("b/plan.json").read_text())["pack"] == 4
+    refused(rankprobe(*command, "--runs", "packed", "--out", "b", "--pack", "off"), 2, "begun with, 4. Got off")
+    assert rankprobe(*command, "--runs", "packed", "--out", "b").exit_code == 0
+    assert json.loads(Path("b/plan.json").read_text())["pack"] == 4
+    refused(rankprobe(*command, "--pack", "many"), 2, "--pack must be auto, off or a number of runs. Got 'many'")

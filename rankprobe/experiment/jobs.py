@@ -120,6 +120,7 @@ class Jobs:
                 elif what == "locked":
                     agenda.locked(worker.take(), *arguments)
                 elif what == "error":
+                    worker.take()
                     raise arguments[0]
                 else:
                     lane.drop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,43 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.cli.lab import FILES, FINETUNE, SWEEP, assert_one_line, furnish, rankprobe, refused, run_in
+from tests.cli.crashes import CONFIGURED, finished_records, no_pictures, results_of, wait_for
+from tests.cli.lab import FILES, FINETUNE, assert_one_line, furnish, rankprobe, refused
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 ENDLESS = (*FINETUNE, "--epochs", "100000", "--lr", "1e-3")
-# Times and memory differ between two runs of one command; everything else in a table must not.
-_MEASURED = ["train_time_s", "tokens_per_s", "peak_memory_bytes", "started", "eval_time_s"]
-
-
-@pytest.fixture(scope="module")
-def children():
-    """Starts commands as processes forked from a clean one that has imported everything, so that each takes moments."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["rankprobe.cli.work", "rankprobe.cli.sweep", "tests.cli.lab", "transformers.models.bert.modeling_bert"]
-    )
-    started = []
-
-    def start(folder, arguments, prepare=None):
-        child = context.Process(target=run_in, args=(str(folder), tuple(map(str, arguments)), prepare))
-        child.start()
-        started.append(child)
-        return child
-
-    yield start
-    for child in started:
-        if child.is_alive():
-            child.kill()
-        child.join(10)
-
-
-def wait_for(condition, seconds=60.0):
-    """Poll until the condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 # What a child does before its command runs: classes and functions at the top level, since it gets them pickled.
@@ -126,13 +94,6 @@ class Kill:
         self._replace("truncation.csv")
 
 
-def no_pictures() -> None:
-    """Tables only."""
-    import rankprobe.report.report
-
-    rankprobe.report.report.write_pages = lambda *args, **kwargs: None
-
-
 class Both:
     """Several preparations."""
 
@@ -142,40 +103,6 @@ class Both:
     def __call__(self) -> None:
         for part in self.parts:
             part()
-
-
-CONFIGURED = (*SWEEP, "--r", "1", "--seeds", "2", "--no-head", "--out", "out")
-
-
-def finished_records(folder):
-    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in Path(folder, "runs").glob("*/run.json")}
-
-
-def results_of(folder):
-    """Everything that two executions of one sweep must have in common."""
-    folder = Path(folder)
-    files = {}
-    for path in sorted(folder.glob("runs/*/*.csv")):
-        files[str(path.relative_to(folder))] = path.read_bytes() if path.name != "history.csv" else None
-    tables = {}
-    for path in sorted(folder.glob("out/tables/*.csv")):
-        table = pd.read_csv(path)
-        tables[path.name] = table.drop(columns=[c for c in _MEASURED if c in table])
-    return files, tables
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, children):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    furnish(folder)
-    child = children(folder, CONFIGURED, no_pictures)
-    child.join(120)
-    assert child.exitcode == 0, (folder / "stderr").read_text()
-    files, tables = results_of(folder)
-    assert len(finished_records(folder)) == 4 and {"methods.csv", "rank_sweep.csv", "ranks.csv", "claims.csv"} <= set(
-        tables
-    )
-    return files, tables
 
 
 @pytest.mark.parametrize(
@@ -347,20 +274,6 @@ def test_two_processes_on_one_run(bench, children):
     assert child.exitcode == 0, (bench / "stderr").read_text()
     records = finished_records(bench)
     assert len(records) == 2 and rankprobe(*FINETUNE).exit_code == 0 and finished_records(bench) == records
-
-
-def test_two_sweeps_on_one_store_at_once(bench, children, undisturbed):
-    """The one that meets the other's run stops; done again, both have everything, and it is the same."""
-    commands = [(*CONFIGURED[:-1], out) for out in ("out", "out2")]
-    pair = [children(bench, command, no_pictures) for command in commands]
-    for child in pair:
-        child.join(60)
-    assert {child.exitcode for child in pair} <= {0, 1}
-    for command in commands:
-        child = children(bench, command, no_pictures)
-        child.join(60)
-        assert child.exitcode == 0, (bench / "stderr").read_text()
-    assert results_of(bench)[0] == undisturbed[0]
 
 
 class SmallFiles:

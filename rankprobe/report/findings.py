@@ -9,10 +9,13 @@ import pandas as pd
 
 from rankprobe.report.claims import claims_table
 from rankprobe.report.equivalence import MARGIN
+from rankprobe.report.numbers import targets_name
 from rankprobe.report.paper_tables import table_5, table_6
+from rankprobe.report.predicted_curve import predicted_curves
 from rankprobe.report.rank_answer import RankAnswer, answers_by_targets
 from rankprobe.report.subspaces import figure_tables, intruders_table, table_7
 from rankprobe.report.tables import (
+    best_settings,
     merged_functional_ranks,
     merged_ranks,
     merged_spectra,
@@ -56,8 +59,8 @@ class Findings:
     runs : list of dict
         run.json contents with ``path``.
     tables : dict of str to DataFrame
-        runs, methods, rank_sweep, rank_answer, claims, ranks, spectra, truncation, functional_rank, latency, table5,
-        table6, and what :class:`Measured` has.
+        runs, methods, rank_sweep, rank_answer, claims, ranks, spectra, truncation, functional_rank, latency,
+        predicted_curve, predicted_summary, table5, table6, and what :class:`Measured` has.
     answers : dict of str to RankAnswer
         Which r is enough, by targets.
     """
@@ -95,6 +98,9 @@ def find(
         "functional_rank": merged_functional_ranks(runs),
         "latency": pd.DataFrame() if latency is None else latency,
     }
+    targets_of = {run["run_id"]: targets_name(run["spec"]) for run in runs}
+    curves = predicted_curves(tables["truncation"], rank_sweep_table(best_settings(methods)), targets_of)
+    tables["predicted_curve"], tables["predicted_summary"] = curves
     if more is not None:
         tables |= {
             "table1": more.table1,

@@ -29,6 +29,7 @@ from rankprobe.report.paper_cells import (
     table_6_cells,
     table_7_cells,
 )
+from rankprobe.report.predicted_plots import predicted_cells
 from rankprobe.report.rank_cells import answer_blocks
 from rankprobe.report.style import Picture
 from rankprobe.report.table1_cells import table_1_cells
@@ -85,6 +86,7 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
             "What r is needed",
             blocks(*answer_blocks(findings), picture("accuracy_by_r"), configurations_cells(findings)),
         ),
+        *_predicted(findings, by_name),
         Section(
             "How low is the rank of dW?",
             blocks(
@@ -105,6 +107,13 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
         ),
     ]
     return Page(title, _subtitle(findings), answer(findings), sections)
+
+
+def _predicted(findings: Findings, pictures: dict[str, Picture]) -> list[Section]:
+    """What one run says of every r; none where no run was cut, or there is no sweep to hold it against."""
+    cells = predicted_cells(findings)
+    found = [b for b in (pictures.get("predicted_curve"), cells) if b is not None]
+    return [Section("What one run foresees of every r", found)] if cells is not None else []
 
 
 def _papers_tables(findings: Findings, pictures: dict[str, Picture]) -> list[Section]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rankprobe.report.findings import Findings
 from rankprobe.report.intrinsic_plots import intrinsic_curve
 from rankprobe.report.latency_plots import latency_ratios, table_1_picture
+from rankprobe.report.predicted_plots import predicted_picture
 from rankprobe.report.rank_plots import energy_heat_map, spectra, truncation_beside_energy
 from rankprobe.report.score_plots import accuracy_by_parameters, accuracy_by_r
 from rankprobe.report.style import Picture, style
@@ -25,6 +26,7 @@ def draw_pictures(findings: Findings) -> list[Picture]:
     """
     drawers = (
         accuracy_by_r,
+        predicted_picture,
         truncation_beside_energy,
         spectra,
         energy_heat_map,

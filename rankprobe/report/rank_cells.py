@@ -38,8 +38,8 @@ def _cells(targets: str, found: RankAnswer) -> Table:
     asked = found.asked
     caption = (
         f"LoRA on {targets} against {asked.reference}, margin {asked.limit}. Equivalence by two one-sided tests "
-        f"(Schuirmann's TOST, 1987), each at {100 * asked.alpha:g} %, for other seeds and other rows, from the largest r "
-        f"down to the first that fails: a fixed order needs no correction (Maurer, Hothorn & Lehmacher 1995). The "
+        f"(Schuirmann's TOST, 1987), each at {100 * asked.alpha:g} %, for other seeds and other rows, from the largest "
+        f"r down to the first that fails: a fixed order needs no correction (Maurer, Hothorn & Lehmacher 1995). The "
         f"interval of the difference is the tests' own, {100 * (1 - 2 * asked.alpha):g} %. p different: whether there "
         f"is any difference at all, with Holm's correction over the rows (1979)."
     )

@@ -22,16 +22,17 @@ def pictures(findings):
     return {picture.name: picture for picture in draw_pictures(findings)}
 
 
-def test_all_six_in_order_each_with_n_in_its_caption(pictures):
+def test_all_seven_in_order_each_with_n_in_its_caption(pictures):
     assert list(pictures) == [
         "accuracy_by_r",
+        "predicted_curve",
         "truncation",
         "spectra",
         "energy_rank",
         "accuracy_by_parameters",
         "latency",
     ]
-    for name in ("accuracy_by_r", "truncation", "accuracy_by_parameters"):
+    for name in ("accuracy_by_r", "predicted_curve", "truncation", "accuracy_by_parameters"):
         assert "600 evaluation rows" in pictures[name].caption and "95 %" in pictures[name].caption
     assert "36 matrices" in pictures["spectra"].caption and "36 matrices" in pictures["energy_rank"].caption
     assert "60 interleaved rounds" in pictures["latency"].caption

@@ -11,7 +11,7 @@ import jinja2
 
 from rankprobe.experiment.store import write_atomic
 from rankprobe.report.page import Link, Page
-from rankprobe.report.page_tables import Cell, Table
+from rankprobe.report.page_tables import Cell, Code, Table
 from rankprobe.report.style import Picture, svg
 
 
@@ -72,6 +72,6 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"nb": unbroken, "md": markdown_text, "md_cell": markdown_cell, "uri": picture_uri}
-    for name, kind in (("table", Table), ("picture", Picture), ("link", Link)):
+    for name, kind in (("table", Table), ("picture", Picture), ("link", Link), ("code", Code)):
         environment.tests[name] = lambda block, kind=kind: isinstance(block, kind)
     return environment

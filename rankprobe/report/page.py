@@ -11,6 +11,7 @@ from rankprobe.report.answer import answer
 from rankprobe.report.findings import Findings
 from rankprobe.report.intrinsic_cells import dimension_cells
 from rankprobe.report.page_tables import (
+    Code,
     Table,
     bad_runs_cells,
     claims_cells,
@@ -50,7 +51,7 @@ class Section:
     """A heading with paragraphs, links, tables and pictures."""
 
     title: str
-    blocks: list[str | Link | Table | Picture] = field(default_factory=list)
+    blocks: list[str | Link | Table | Code | Picture] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
     by_name = {each.name: each for each in pictures}
     picture = by_name.get
 
-    def blocks(*wanted: str | Table | Picture | None) -> list:
+    def blocks(*wanted: str | Table | Code | Picture | None) -> list:
         return [b for b in wanted if b is not None] or [NOT_RUN]
 
     sections = [

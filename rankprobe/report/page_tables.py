@@ -43,6 +43,13 @@ class Table:
     text_columns: int = 1
 
 
+@dataclass(frozen=True)
+class Code:
+    """Text to copy, as it stands."""
+
+    text: str
+
+
 def claims_cells(findings: Findings) -> Table:
     rows = []
     claims = findings.tables["claims"]

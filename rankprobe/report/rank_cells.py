@@ -7,7 +7,8 @@ import pandas as pd
 from rankprobe.report import numbers as say
 from rankprobe.report.equivalence import NO, NOT_TESTED, YES
 from rankprobe.report.findings import Findings
-from rankprobe.report.page_tables import Cell, Table
+from rankprobe.report.lora_config import answered_config, as_python
+from rankprobe.report.page_tables import Cell, Code, Table
 from rankprobe.report.rank_answer import RankAnswer
 from rankprobe.report.rank_table import LEFT_OUT, REFERENCE
 
@@ -19,9 +20,10 @@ _OUTCOMES = {
 }
 
 
-def answer_blocks(findings: Findings) -> list[str | Table]:
-    """For each choice of targets the sentence (the first is the page's own), its notes and the table behind them."""
-    blocks: list[str | Table] = []
+def answer_blocks(findings: Findings) -> list[str | Table | Code]:
+    """For each choice of targets the sentence (one alone is the page's own), its notes, the table behind them and, where
+    an r is named, the config for peft."""
+    blocks: list[str | Table | Code] = []
     for targets, found in findings.answers.items():
         if not found.several_seeds:
             continue
@@ -30,6 +32,10 @@ def answer_blocks(findings: Findings) -> list[str | Table]:
         if found.notes:
             blocks.append(" ".join(found.notes))
         blocks.append(_cells(targets, found))
+        if config := answered_config(findings.runs, targets, found):
+            settings, lr = config
+            blocks.append(f"For peft, at a peak learning rate of {say.learning_rate(lr)}:")
+            blocks.append(Code(as_python(settings)))
     return blocks
 
 

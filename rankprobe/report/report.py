@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from rankprobe.experiment.store import write_table
+from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.experiment.tuning import tuning_table
 from rankprobe.report.comparison import comparisons
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured, find
+from rankprobe.report.lora_config import answered_config
 from rankprobe.report.paper_tables import table_2
 
 
@@ -77,8 +79,20 @@ def build_report(
         for name, table in findings.tables.items():
             if len(table.columns):
                 write_table(out / slug / "tables" / f"{name}.csv", table)
+        _write_config(out / slug / "lora_config.json", findings)
     if figures:
         write_pages(out, found, title=title, settings=settings)
+
+
+def _write_config(path: Path, findings: Findings) -> None:
+    """lora_config.json of the first answer that names an r; taken away again where none does any more."""
+    answers = ((targets, found) for targets, found in findings.answers.items() if found.r is not None)
+    configs = (answered_config(findings.runs, targets, found) for targets, found in answers)
+    config = next((config for config in configs if config), None)
+    if config is not None:
+        write_atomic(path, json.dumps(config[0], indent=1) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_pages(out: Path, found: list[tuple[str, Findings]], *, title: str, settings: dict) -> None:

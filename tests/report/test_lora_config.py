@@ -1,0 +1,50 @@
+"""The config to paste, against peft itself and what the run has trained."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from rankprobe.experiment.models import load_base
+from rankprobe.experiment.runs import execute
+from rankprobe.experiment.study import Configuration
+from rankprobe.paper.published import published
+from rankprobe.report.findings import find
+from rankprobe.report.lora_config import answered_config, as_python, lora_config
+from rankprobe.report.report import build_report
+from tests.experiment.test_runs import planned, task  # noqa: F401  (the fixture)
+from tests.report.test_rank_cells import sweep
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama"])
+@pytest.mark.parametrize("targets", ["q,v", "q,k,v,o", r"layers?\.1\..*(query|q_proj|q_lin)"])
+def test_peft_trains_just_what_the_run_did(tmp_path, task, kind, targets):  # noqa: F811
+    peft = pytest.importorskip("peft")
+    run = planned(tmp_path, task, Configuration("lora", r=4, alpha=6, targets=targets, lr=1e-2), kind=kind).runs[0]
+    record = execute(run) | {"path": str(run.folder)}
+    config = lora_config(record)
+    model = peft.get_peft_model(load_base(run.spec, run.source, run.task)[0], peft.LoraConfig(**config))
+    trained = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    assert trained == record["params"]["method"]
+    assert model.peft_config["default"].lora_alpha == 6 and config["r"] == 4
+    saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == saved["task_type"]
+
+
+def test_the_answers_r_is_what_the_page_and_the_file_say(tmp_path):
+    runs = sweep(tmp_path / "runs", {1: 0.7, 8: 0.797})
+    answer = find(runs, None, published()).answers["q,v"]
+    for run in runs:
+        name = "bert.encoder.layer.0.attention.self.query.weight"
+        pd.DataFrame({"name": [name]}).to_csv(f"{run['path']}/ranks.csv", index=False)
+    config, lr = answered_config(runs, "q,v", answer)
+    assert config["r"] == 8 and config["target_modules"] == ["query"] and lr == runs[-1]["spec"]["lr"]
+    assert as_python(config).startswith('LoraConfig(r=8, lora_alpha=16, target_modules=["query"], lora_dropout=0.0')
+
+
+def test_no_file_where_no_r_is_shown(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lora_config.json").write_text("{}")
+    runs = sweep(tmp_path / "runs", {1: 0.7})
+    build_report(runs, None, published(), tmp_path / "out", title="t", settings={}, figures=False)
+    assert not (tmp_path / "out" / "lora_config.json").exists(), "an earlier answer no longer holds"

@@ -7,6 +7,7 @@ A *configuration* is what is compared: method, r, alpha, targets, learning rate;
 from __future__ import annotations
 
 import math
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -74,11 +75,11 @@ def one_comparison(runs: list[dict]) -> list[dict]:
 def configurations(runs: list[dict]) -> list[list[dict]]:
     """One comparison by configuration: full first, LoRA by targets and r, head only last; by seed inside."""
     groups: dict[tuple, list[dict]] = {}
+    fields = dict.fromkeys(name for run in runs for name in run["spec"] if name not in (*EQUAL_FIELDS, *_NAMES, "seed"))
     for run in runs:
-        spec = run["spec"]
-        # Records from before a method came have no field for its size.
-        of = {k: str(v) for k, v in spec.items() if k not in (*EQUAL_FIELDS, *_NAMES, "seed") and v is not None}
-        key = tuple(sorted(of.items()))
+        # Records from before a method came have no field for its size; a rank pattern is a list.
+        of = (run["spec"].get(name) for name in fields)
+        key = tuple(str(value) if isinstance(value, list) else value for value in of)
         groups.setdefault(key, []).append(run)
 
     def place(group: list[dict]) -> tuple:
@@ -228,10 +229,13 @@ def predictions(run: dict) -> pd.DataFrame | None:
         return None
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=4096)
 def _read_predictions(path: Path, mtime_ns: int) -> pd.DataFrame:
-    """Kept in memory: tables are made anew after each run of a sweep, and a finished run does not change."""
-    return pd.read_csv(path, dtype={"row": str}, keep_default_na=False, na_values=[""])
+    """Kept in memory: tables are made anew as runs of a sweep end, and a finished run does not change."""
+    table = pd.read_csv(path, dtype={"row": str}, keep_default_na=False, na_values=[""])
+    # The rows' names are most of it, and the same in all runs: of a thousand they are kept once.
+    table["row"] = np.array([sys.intern(row) for row in table["row"]], dtype=object)
+    return table
 
 
 def _columns(table: pd.DataFrame) -> tuple:

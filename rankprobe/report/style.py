@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -83,8 +84,9 @@ def save_picture(picture: Picture, folder: Path) -> None:
         os.replace(temporary, folder / name)
 
 
+@lru_cache(maxsize=32)
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG; text is drawn as paths, so that it looks the same without our fonts."""
+    """The figure as SVG, drawn once for its file and for the page; text is drawn as paths, so that it looks the same without our fonts."""
     return _rendered(figure, "svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
 
 

@@ -5,9 +5,12 @@ Run with ``python studies/answer-simulation/simulate.py``; README.md beside this
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,20 +20,20 @@ from methods import METHODS, p_values
 from scipy import stats
 from sweeps import WORLDS, World, draw
 
+from rankprobe.experiment.parts import Parts
 from rankprobe.report.equivalence import ALPHA, MARGIN, YES, fixed_sequence
 from rankprobe.report.rank_answer import rank_answer
 from rankprobe.report.rank_input import Configuration
 
 ROOT = Path(__file__).resolve().parents[2]
-# Population accuracy minus full fine-tuning's, from the largest r down; within the margin is less than 2 points.
+# Population accuracy minus full fine-tuning's, from the largest r down; within the margin is less than 2 points. What
+# comes after a failed r is not tested, so that one r at the margin is as bad as many.
 TRUTHS = {
-    "all at the margin": (-MARGIN,) * 3,
-    "all at the margin, better": (MARGIN,) * 3,
-    "second at the margin": (0.0, -MARGIN, -0.05),
+    "at the margin, worse": (-MARGIN,),
+    "second at the margin": (0.0, -MARGIN),
     "all equal": (0.0, 0.0, 0.0),
-    "half a point a step": (0.0, -0.005, -0.010),
 }
-SEEDS = (2, 3, 5, 10)
+SEEDS = (2, 3, 5)
 MIXED_RANKS = (64, 16, 8, 4, 2, 1)
 # Ranges of the plateau of large r, of how far r = 1 is below it, and of the factor a doubling of r takes that by.
 MIXED = ((-0.010, 0.005), (0.0, 0.12), (0.35, 0.85))
@@ -44,24 +47,44 @@ MIXED = ((-0.010, 0.005), (0.0, 0.12), (0.35, 0.85))
 def main(sweeps: int, mixed: int, seed: int, out: Path) -> None:
     """Draw sweeps of known truth and count what is claimed of them."""
     start = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    parts = Parts(out, f"{sweeps} {mixed} {seed} {code()}")
+
+    def kept(key: str, make: Callable[[], dict]) -> dict:
+        if key not in parts:
+            parts[key] = make()
+            print(f"{time.perf_counter() - start:4.0f} s  {key}", flush=True)
+        return parts[key]
+
+    answers = []
+    for first in range(0, mixed, 100):
+        which = range(first, min(mixed, first + 100))
+        answers += kept(f"mixed {first}", partial(mixed_sweeps, seed, which))["rows"]
+    answers = pd.DataFrame(answers).astype({"true_r": "Int64", "found_r": "Int64"})
+    rare = pd.DataFrame(
+        [kept(f"rare {n}", partial(rare_failure, n, sweeps, np.random.default_rng([seed, 10**7, n]))) for n in SEEDS]
+    )
     rows = []
     for number, (truth, world, n_seeds) in enumerate(itertools.product(TRUTHS, WORLDS, SEEDS)):
         rng = np.random.default_rng([seed, number])
-        counted = count(TRUTHS[truth], world, n_seeds, sweeps, rng)
+        cell = kept(
+            f"{truth}, {world.name}, {n_seeds} seeds", partial(count, TRUTHS[truth], world, n_seeds, sweeps, rng)
+        )
         of = {"truth": truth, "world": world.name, "n_rows": world.n_rows, "n_seeds": n_seeds, "sweeps": sweeps}
-        rows += [of | {"method": name} | numbers for name, numbers in counted.items()]
-        print(f"{time.perf_counter() - start:4.0f} s  {truth}, {world.name}, {n_seeds} seeds", flush=True)
+        rows += [of | {"method": name} | numbers for name, numbers in cell.items()]
     rates = pd.DataFrame(rows)
-    rates.to_csv(out / "rates.csv", index=False, float_format="%.4g")
-    answers = pd.DataFrame([one_mixed(np.random.default_rng([seed, 10**6, i])) for i in range(mixed)])
-    answers.to_csv(out / "mixed.csv", index=False, float_format="%.4g")
-    rare = pd.DataFrame([rare_failure(n, sweeps, np.random.default_rng([seed, 10**7, n])) for n in SEEDS])
-    rare.to_csv(out / "rare_failure.csv", index=False, float_format="%.4g")
+    for name, table in {"rates": rates, "mixed": answers, "rare_failure": rare}.items():
+        table.to_csv(out / f"{name}.csv", index=False, float_format="%.4g")
+    parts.clear()
     print(worst(rates).to_string())
     print(answers["outcome"].value_counts().to_string())
     print(rare.to_string(index=False))
     print(f"{time.perf_counter() - start:.0f} s")
+
+
+def code() -> str:
+    """Fingerprint of what draws and what tests the sweeps: results of other code are not taken up."""
+    files = [*sorted((ROOT / "rankprobe" / "report").glob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def count(truth: tuple, world: World, n_seeds: int, sweeps: int, rng: np.random.Generator) -> dict[str, dict]:
@@ -80,7 +103,7 @@ def count(truth: tuple, world: World, n_seeds: int, sweeps: int, rng: np.random.
         name: {
             "false_claims": false[name] / sweeps,
             **dict(zip(("low", "high"), exact(false[name], sweeps), strict=True)),
-            "right_r": found[name] / sweeps if right else np.nan,
+            "right_r": found[name] / sweeps if right else None,
         }
         for name in METHODS
     }
@@ -95,6 +118,11 @@ def exact(k: int, n: int) -> tuple[float, float]:
 def worst(rates: pd.DataFrame) -> pd.DataFrame:
     """The largest share of false claims over worlds and truths, by number of seeds and method."""
     return rates.pivot_table("false_claims", "n_seeds", "method", "max")[list(METHODS)]
+
+
+def mixed_sweeps(seed: int, which: range) -> dict:
+    """Some of the sweeps of random truth."""
+    return {"rows": [one_mixed(np.random.default_rng([seed, 10**6, i])) for i in which]}
 
 
 def one_mixed(rng: np.random.Generator) -> dict:
@@ -151,7 +179,12 @@ def rare_failure(n_seeds: int, sweeps: int, rng: np.random.Generator) -> dict:
         drawn[1][failed] *= rng.random((int(failed.sum()), world.n_rows)) >= 0.25
         false += p_values(drawn[1] - drawn[0], MARGIN)[METHODS[0]] <= ALPHA
         seen += failed.any()
-    return {"n_seeds": n_seeds, "sweeps": sweeps, "false_claims": false / sweeps, "failure_seen": seen / sweeps}
+    return {
+        "n_seeds": n_seeds,
+        "sweeps": sweeps,
+        "false_claims": int(false) / sweeps,
+        "failure_seen": int(seen) / sweeps,
+    }
 
 
 if __name__ == "__main__":

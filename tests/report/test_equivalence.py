@@ -160,8 +160,8 @@ def sweeps(monkeypatch):
     ("rows", "seed_points", "n"), [(300, 0.5, 3), (800, 1.0, 5)], ids=["rows decide", "seeds and rows"]
 )
 def test_thousand_sweeps_at_the_margin_claim_falsely_in_five_percent_at_most(rows, seed_points, n, sweeps):
-    # The worst case: every r truly 2 points below, 1,000 sweeps. At a true 5 % more than 69 has a chance of 0.4 %; a
-    # method that errs in 10 % of sweeps has that few with a chance of 0.04 %. t over seeds is the control that must fail.
+    # The worst case: every r truly 2 points below. More than 69 of 1,000 has a chance of 0.3 % at a true 5 %, and a
+    # method that errs in 10 % of sweeps has so few with a chance of 0.04 %. t over seeds is the control that must fail.
     world, rng = sweeps.World("test", rows, seed_points), np.random.default_rng(11)
     false, naive = 0, 0
     for _ in range(1000):

@@ -1,18 +1,17 @@
 """LoRA runs packed on one base against the same runs one by one: throughput and peak memory from 1 to 64 members.
 
-Run with ``python studies/benchmarks/packed.py --device cuda`` on a GPU (about 10 minutes on an H100, by estimate: it has
-not been run there yet), or ``--device cpu``. Weights are random: what is timed does not depend on them. The data are
-random token ids, all rows equally long.
+Run with ``python studies/benchmarks/packed.py --device cuda`` on a GPU, or with ``--device cpu``. Weights are random:
+what is timed does not depend on them. The data are random token ids, all rows equally long.
 
-Models: ``--device cuda`` RoBERTa-base's architecture, batch 16, length 128, bfloat16, the target of issue 5: 8 packed runs at
-4 times the throughput or more. ``--device cpu`` a BERT of 2 layers of 128 and one of MiniLM's shape (6 layers of 384), batch
-32, length 52, in the dtype that the product picks.
+Models: on ``cuda`` RoBERTa-base's architecture, batch 16, length 128, bfloat16, where 8 packed runs are to reach 4
+times the throughput of one by one. On ``cpu`` a BERT of 2 layers of 128 and one of MiniLM's shape (6 layers of 384),
+batch 32, length 52, in the dtype that the product picks.
 
-For each number of members R, in rounds: a step of a lone run and a step of a pack of R, in turns, the order drawn anew each
-round. ``speedup`` is R lone steps by one packed step, median over rounds with its interval (order statistics, 95 %; the
-extremes where there are fewer than six rounds). Peak memory is of a training of its own, all models but the one measured
-gone: on a GPU of CUDA's allocator, on a CPU of the process's resident memory, the libraries' own too. Each R's row is stored
-when it is measured, and a cut command goes on where it was; a machine or commit other than the stored one's starts anew.
+For each number of members R, in rounds: a lone run's steps and those of a pack of R, the order drawn anew each round.
+``speedup`` is R times the lone step by the packed step, median over rounds with its interval (order statistics, 95 %;
+the extremes where there are fewer than six rounds). Peak memory is of a training of its own, the other model gone: on a
+GPU of CUDA's allocator, on a CPU of the process's resident memory, all libraries included. A row is stored when it is
+measured, and a cut command goes on where it was; figures of another machine or commit are not gone on with.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_no_column_is_cut_off_where_the_table_is_wider_than_the_line(capsys):
     ("peak", "pack", "line"),
     [
         (3 * 2**20, {}, "  10 steps in 2.0 s, 50 tokens/s, peak memory 3 MiB"),
-        (None, {"pack": {"size": 8}}, "10 steps in 2.0 s, 50 tokens/s, peak memory not seen alone; its share of 8 runs"),
+        (None, {"pack": {"size": 8}}, "50 tokens/s, peak memory not seen alone; its share of 8 runs trained together"),
     ],
 )
 def test_a_runs_summary_says_where_time_and_memory_are_those_of_a_pack(capsys, peak, pack, line):

@@ -44,7 +44,7 @@ class RankCallback(TrainerCallback):
     """Log the stable rank and the energy rank (90 % of Σσ²) of weight updates while transformers.Trainer trains.
 
     Full fine-tuning is measured as ``dW = W - W0``, LoRA (peft's, or rankprobe's own) by its factors, which are never
-    multiplied out. The figures come with the Trainer's own log of that step, and so to all of its trackers:
+    multiplied out. The figures are logged as the Trainer logs, and so go to its history and to all of its trackers:
     ``rank/layer3.q/stable`` and ``rank/layer3.q/energy_90`` a matrix, ``rank/stable_rank_mean`` and
     ``rank/energy_rank_90_mean`` over all of them, and ``rank/cost_share``, the time that measuring has taken so far by
     the time that training has.
@@ -88,8 +88,8 @@ class RankCallback(TrainerCallback):
     do not count as training. On several processes only the main one measures, and the others wait for it at their next
     step. Gradient accumulation changes nothing: steps are the optimiser's.
 
-    transformers gives a callback no way to add to a log but to be called before the trackers: it puts itself first in
-    the Trainer's list of callbacks. A measured step is always logged.
+    transformers hands a callback no way to log. The handler that calls it has one, and is found on the call stack; the
+    figures make a row of their own, and the Trainer's rows stay as they are.
 
     References
     ----------
@@ -144,7 +144,6 @@ class RankCallback(TrainerCallback):
         """Keep W0: a checkpoint to resume from is loaded after this."""
         if not state.is_world_process_zero or model is None:
             return
-        self._be_first()
         sites = watched_sites(model, self.targets, self.layers)
         if self.W0 is None and not lora_modules(model):
             self._at_start = sites, snapshot_W0(model, sites)
@@ -156,7 +155,10 @@ class RankCallback(TrainerCallback):
         self._forget()
         if not state.is_world_process_zero:
             return
-        self._be_first()
+        self._handler = self._handler or _calling_handler()
+        if self._handler is None:
+            got = "a call from elsewhere"
+            raise UsageError(must("RankCallback", "be called by a Trainer", got, "Call RankCallback().attach(trainer)"))
         start = perf_counter()
         sites = watched_sites(model, self.targets, self.layers)
         if lora_modules(model):
@@ -181,7 +183,6 @@ class RankCallback(TrainerCallback):
         if not self._updates:
             return
         pace, step = self._pace, state.global_step
-        self._pending = {}
         last = step >= state.max_steps
         if pace.due(step) or last:
             self._wait(model)
@@ -192,8 +193,7 @@ class RankCallback(TrainerCallback):
             if pace.cost_s is None:
                 self._try()
             if (pace.due(step) or last) and pace.affordable():
-                self._measure(step)
-                control.should_log = True
+                self._send(self._measure(step), args, state, control)
         self._last = perf_counter()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -203,17 +203,6 @@ class RankCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Time that went to this is not a step's."""
         self._interrupted = True
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
-    ) -> None:
-        """Add the step's figures to what is logged: the callbacks after this one, trackers among them, get them too."""
-        if not self._pending or logs is None:
-            return
-        logs.update(self._pending)
-        if state.log_history and state.log_history[-1].get("step") == state.global_step:
-            state.log_history[-1].update(self._pending)
-        self._pending = {}
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Say so where no step was worth measuring, and let W0 go."""
@@ -233,21 +222,8 @@ class RankCallback(TrainerCallback):
     def _forget(self) -> None:
         self._updates: list[Update] = []
         self._labels: list[str] = []
-        self._pending: dict[str, float] = {}
         self._table: RankTable | None = None
         self._interrupted, self._count = False, 0
-
-    def _be_first(self) -> None:
-        """Stand before the trackers among the Trainer's callbacks, which all get the same log, one after the other."""
-        handler = self._handler or _calling_handler()
-        if handler is None or self not in handler.callbacks:
-            got = "a call from elsewhere"
-            raise UsageError(must("RankCallback", "be called by a Trainer", got, "Call RankCallback().attach(trainer)"))
-        self._handler = handler
-        # Moved to the front while the handler goes through the list: those before it move up by one, and it goes on
-        # with the one after.
-        handler.callbacks.remove(self)
-        handler.callbacks.insert(0, self)
 
     def _base(self, model: nn.Module, sites: list, *, resumed: bool) -> list:
         """W0 of the sites."""
@@ -276,8 +252,8 @@ class RankCallback(TrainerCallback):
         self._pace.spend(perf_counter() - start)
         self._pace.expect(sum(seconds[update.site.shape] for update in self._updates))
 
-    def _measure(self, step: int) -> None:
-        """Measure every matrix, and keep the figures for the log that follows."""
+    def _measure(self, step: int) -> dict[str, float]:
+        """Measure every matrix."""
         start = perf_counter()
         figures: dict[str, float] = {}
         rows = []
@@ -297,7 +273,17 @@ class RankCallback(TrainerCallback):
                 self._table = None
         self._pace.measured(perf_counter() - start)
         self._count += 1
-        self._pending = figures | {"rank/cost_share": self._pace.share}
+        return figures | {"rank/cost_share": self._pace.share}
+
+    def _send(
+        self, figures: dict[str, float], args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
+        """Log as Trainer.log does, but for itself alone: its gathering of losses would wait for the other processes."""
+        logs = figures | {"epoch": state.epoch}
+        state.log_history.append({**logs, "step": state.global_step})
+        should_log = control.should_log
+        self._handler.on_log(args, state, control, logs)
+        control.should_log = should_log  # on_log takes the Trainer's own log of this step for done
 
     @staticmethod
     def _wait(model: nn.Module) -> None:

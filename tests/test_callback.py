@@ -186,16 +186,27 @@ def test_only_the_chosen_matrices_are_kept(folders, tmp_path):
     assert W0.data_ptr() != model.get_parameter(Q.format(1)).data_ptr()
 
 
-def test_trackers_get_the_figures_with_the_loss_wherever_they_stand(folders, tmp_path):
+def test_trackers_get_the_figures_wherever_they_stand(folders, tmp_path):
     before, after = Recorder(), Recorder()
     trainer = trainer_of(classifier(folders["bert"]), tmp_path, [before, RankCallback(budget=None), after])
     trainer.train()
     for recorder in (before, after):
-        got = {step: logs for step, logs in recorder.seen if "loss" in logs}
+        got = {step: logs for step, logs in recorder.seen if "rank/stable_rank_mean" in logs}
         assert list(got) == [2, 4, 6]  # every is the Trainer's logging_steps
-        assert all({"rank/layer1.v/stable", "rank/stable_rank_mean", "loss"} <= set(logs) for logs in got.values())
-    assert [row["step"] for row in trainer.state.log_history if "rank/cost_share" in row] == [2, 4, 6]
-    assert not any("rank" in key for _, logs in after.seen if "train_runtime" in logs for key in logs)
+        assert all({"rank/layer1.v/stable", "rank/cost_share", "epoch"} <= set(logs) for logs in got.values())
+    assert list(by_step(trainer)) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_the_trainers_own_rows_stay_as_they_are(folders, tmp_path, every):
+    """That they do, and when, matters beyond looks: the Trainer gathers losses from all processes for them."""
+    rows = []
+    for callbacks in ([], [always(every=every)]):
+        trainer = trainer_of(classifier(folders["bert"]), tmp_path, callbacks)
+        trainer.train()
+        rows.append([(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row])
+    assert rows[0] == rows[1] and [step for step, _ in rows[0]] == [2, 4, 6]
+    assert list(by_step(trainer)) == list(range(every, 7, every))
 
 
 @pytest.mark.parametrize("how", ["attach", "add_callback"])
@@ -222,6 +233,7 @@ def test_a_measured_step_is_logged_where_the_trainer_logs_none(folders, tmp_path
     trainer = trainer_of(classifier(folders["bert"]), tmp_path, [always(every=3)], logging_strategy="no")
     trainer.train()
     assert list(by_step(trainer)) == [3, 6]
+    assert not any("loss" in row for row in trainer.state.log_history)
 
 
 def test_means_alone(folders, tmp_path):
@@ -295,7 +307,7 @@ def test_the_other_processes_do_nothing(folders):
     callback.on_init_end(None, state, control, model=model)
     callback.on_train_begin(None, state, control, model=model)
     callback.on_step_end(None, state, control, model=model)
-    assert not callback._updates and not control.should_log
+    assert not callback._updates and not state.log_history
 
 
 def test_frozen_matrices_are_left_out_in_one_line(folders, tmp_path, caplog):
@@ -341,7 +353,7 @@ def test_mistakes_name_what_is_there(folders, tmp_path):
         with pytest.raises(UsageError, match="budget must be above 0 and at most 1"):
             RankCallback(budget=wrong)
     with pytest.raises(UsageError, match=r"be called by a Trainer.*RankCallback\(\).attach\(trainer\)"):
-        always().on_init_end(None, TrainerState(is_world_process_zero=True), TrainerControl(), model=model)
+        always().on_train_begin(None, TrainerState(is_world_process_zero=True), TrainerControl(), model=model)
 
 
 def test_targets_that_lora_leaves_alone_are_refused(folders, tmp_path):

@@ -9,7 +9,7 @@ from rankprobe.errors import RankprobeError
 from rankprobe.experiment.models import count_parameters, set_threads
 from rankprobe.experiment.pack_groups import check_pack
 from rankprobe.experiment.pack_model import PackedRuns, fits, prepare_pack, training_settings
-from rankprobe.experiment.runs import Observer, PlannedRun, Silent, attempt, clear, complete, header, work
+from rankprobe.experiment.runs import Observer, PlannedRun, Silent, attempt, clear_unfinished, complete, header, work
 from rankprobe.experiment.store import finished, lock
 from rankprobe.methods.lora import unload_lora
 from rankprobe.methods.packed_lora import LoneState
@@ -64,7 +64,7 @@ def execute_pack(
         left = [run for run in runs if run.run_id not in records]
         trained = _with_companions(runs, left, records)
         for run in left:
-            clear(run.folder)
+            clear_unfinished(run.folder)
         if len(trained) == 1:
             run = trained[0]
             records[run.run_id] = attempt(run, header(run), lambda: work(run, keep_weights, observer))

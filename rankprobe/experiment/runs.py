@@ -124,7 +124,7 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
         done = finished(run.folder, need_weights=keep_weights)  # another process may have ended it just now
         if done:
             return done
-        clear(run.folder)
+        clear_unfinished(run.folder)
         return attempt(run, header(run), lambda: work(run, keep_weights, observer or Silent()))
 
 
@@ -157,7 +157,7 @@ def record_failure(run: PlannedRun, error: str) -> dict:
     with contextlib.suppress(LockedError), lock(run.folder):
         if done := finished(run.folder):
             return done
-        clear(run.folder)
+        clear_unfinished(run.folder)
         (run.folder / "error.txt").write_text(error + "\n", encoding="utf-8")
         _write_record(run, record)
     return record
@@ -354,8 +354,8 @@ def header(run: PlannedRun) -> dict:
     }
 
 
-def clear(folder: Path) -> None:
-    """Remove what an unfinished run left; the lock file stays, it is held."""
+def clear_unfinished(folder: Path) -> None:
+    """Remove what an unfinished run left in its folder; the lock file stays, it is held."""
     for path in folder.iterdir():
         if path.name != ".lock":
             with contextlib.suppress(FileNotFoundError):

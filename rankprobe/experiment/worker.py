@@ -119,7 +119,7 @@ def serve(connection: Connection, number: int) -> None:
         except LockedError as error:
             answer = ("locked", (error,))
         except BaseException as error:
-            answer = ("error", (_portable(error),))
+            answer = ("error", (portable(error),))
         connection.send(answer)
 
 
@@ -138,7 +138,7 @@ def _pick_gpu(device: str, number: int) -> None:
         torch.cuda.set_device(number % torch.cuda.device_count())
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """The error as it can be sent, with where it came from for those who look for a mistake of ours."""
     import pickle
 

@@ -86,7 +86,10 @@ def save_picture(picture: Picture, folder: Path) -> None:
 
 @lru_cache(maxsize=32)
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, drawn once for its file and for the page; text is drawn as paths, so that it looks the same without our fonts."""
+    """The figure as SVG, drawn once for its file and for the page.
+
+    Text is drawn as paths, so that it looks the same without our fonts.
+    """
     return _rendered(figure, "svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
 
 

@@ -1,0 +1,178 @@
+"""A piece done on another machine: in the run store where that sees it, else in a folder that is sent back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from rankprobe.errors import RankprobeError, WorkError, must
+from rankprobe.experiment.observer import Silent
+from rankprobe.experiment.pieces import Piece, perform
+from rankprobe.experiment.provenance import versions
+from rankprobe.experiment.runs import PlannedRun, clear_unfinished
+from rankprobe.experiment.store import RUN_FILE, LockedError, finished, lock, write_atomic
+from rankprobe.experiment.truncation import CURVE_FILE, RANK_FILE, truncation_done
+from rankprobe.experiment.worker import Order, portable
+from rankprobe.tasks.task import Task
+from rankprobe.weights.source import ModelSource, find_model
+
+# A run folder's files by their names relative to it.
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Errand:
+    """An order that leaves the machine.
+
+    Attributes
+    ----------
+    order : Order
+        Its folders are absolute.
+    probe : str
+        Name of a file in the run store; whoever reads ``token`` in it sees the same store.
+    token : str
+    version : str
+        Of rankprobe, which has to be the same.
+    sent : dict of str to Files
+        By run_id, the folders of finished runs whose functional rank is to be measured where the store is not seen.
+    """
+
+    order: Order
+    probe: str
+    token: str
+    version: str = field(default_factory=lambda: versions()["rankprobe"])
+    sent: dict[str, Files] = field(default_factory=dict)
+
+    @property
+    def sees_the_store(self) -> bool:
+        """Whether this machine can write to the driver's run store."""
+        store = self.order.folders[0].parent
+        try:
+            return (store / self.probe).read_text(encoding="ascii") == self.token and os.access(store, os.W_OK)
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an errand.
+
+    Attributes
+    ----------
+    what : str
+        ``end``; ``locked`` or ``error``, with the error; ``send``: the run's folder has to be sent along.
+    records : list of dict
+    made : dict of str to Files
+        By run_id, what was made where the store is not seen.
+    error : BaseException or None
+    """
+
+    what: str
+    records: list[dict] = field(default_factory=list)
+    made: dict[str, Files] = field(default_factory=dict)
+    error: BaseException | None = None
+
+
+def run_errand(errand: Errand, shared: tuple[ModelSource, Task]) -> Answer:
+    """Do an errand on this machine. What goes wrong is an answer too.
+
+    Parameters
+    ----------
+    errand : Errand
+    shared : (ModelSource, Task)
+        Of all its runs.
+    """
+    records: list[dict] = []
+    try:
+        if (here := versions()["rankprobe"]) != errand.version:
+            got = f"{here} on {socket.gethostname()} and {errand.version} here"
+            raise WorkError(must("rankprobe", "be the same on every node", got, "Install the same version there"))
+        piece = errand.order.piece(on_this_machine(shared[0]), shared[1])
+        if errand.sees_the_store:
+            for record in perform(piece, Silent()):
+                records.append(record)
+            return Answer("end", records)
+        if piece.truncation and not errand.sent:
+            return Answer("send")
+        with tempfile.TemporaryDirectory(prefix="rankprobe-") as place:
+            runs = tuple(replace(run, folder=Path(place) / run.run_id) for run in piece.runs)
+            for run in runs:
+                _write_files(run.folder, errand.sent.get(run.run_id, {}))
+            for record in perform(replace(piece, runs=runs), Silent()):
+                records.append(record)
+            names = (CURVE_FILE, RANK_FILE) if piece.truncation else None
+            return Answer("end", records, {run.run_id: read_files(run.folder, names) for run in runs})
+    except LockedError as error:
+        return Answer("locked", records, error=error)
+    except BaseException as error:
+        return Answer("error", records, error=portable(error))
+
+
+def on_this_machine(source: ModelSource) -> ModelSource:
+    """The same model where it lies on this machine: at the same path, or, if it has a name on the hub, by that name.
+
+    Raises
+    ------
+    WorkError
+        If it is not here, or other weights are in its place.
+    """
+    try:
+        found = find_model(source.path if source.path.is_dir() or source.origin == "path" else source.name)
+    except RankprobeError:
+        found = None
+    if found is not None and (found.sha256, found.tokenizer_sha256) == (source.sha256, source.tokenizer_sha256):
+        return replace(source, path=found.path)
+    got = f"{socket.gethostname()} {'without it' if found is None else 'with other weights'} at {source.path}"
+    next_step = "Put it into a folder that all nodes share, at one path"
+    raise WorkError(must(f"the model {source.name}", "be on every node", got, next_step))
+
+
+def install(piece: Piece, made: dict[str, Files]) -> None:
+    """Put what came back into the run store, whole: run.json, or the functional rank itself, comes last.
+
+    Raises
+    ------
+    LockedError
+        If another process holds a run's folder by now; what came back is dropped.
+    """
+    for run in piece.runs:
+        files = made[run.run_id]
+        with lock(run.folder):
+            if piece.truncation:
+                if not truncation_done(run):
+                    for name in (CURVE_FILE, RANK_FILE):
+                        write_atomic(run.folder / name, files[name].decode())
+            elif not finished(run.folder, need_weights=piece.keep_weights):
+                _install_run(run, files)
+
+
+def _install_run(run: PlannedRun, files: Files) -> None:
+    clear_unfinished(run.folder)
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=run.folder) as place:
+        _write_files(Path(place), files)
+        # Each is moved at once; an interrupt leaves a folder without run.json, which is unfinished work as ever.
+        for name in sorted(os.listdir(place), key=lambda name: name == RUN_FILE):
+            os.replace(Path(place) / name, run.folder / name)
+
+
+def read_files(folder: Path, names: tuple[str, ...] | None = None) -> Files:
+    """A run folder's files, or some of them; hidden ones are left out."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: path.read_bytes() for name, path in files.items() if names is None or name in names}
+
+
+def _write_files(folder: Path, files: Files) -> None:
+    """Write files that are on the disk when this returns."""
+    for name, content in files.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise WorkError(must("a run's file", "lie in its folder", name, "Run the same command again"))
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())

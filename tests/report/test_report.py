@@ -69,8 +69,10 @@ def test_everything_is_written(built):
         "spectra",
         "truncation",
         "latency",
+        "predicted_curve",
+        "predicted_summary",
     }
-    assert len(list((built / "figures").iterdir())) == 12
+    assert len(list((built / "figures").iterdir())) == 14
     claims = pd.read_csv(built / "tables" / "claims.csv")
     assert set(claims["verdict"]) <= {"supported", "contradicted", "inconclusive", "not_run"}
 
@@ -78,7 +80,7 @@ def test_everything_is_written(built):
 def test_html_is_well_formed_and_needs_nothing_else(built):
     text = (built / "report.html").read_text(encoding="utf-8")
     page = Reader(text)
-    assert page.tags.count("img") == 6 and page.tags.count("h1") == 1
+    assert page.tags.count("img") == 7 and page.tags.count("h1") == 1
     assert all(a.startswith("data:image/svg+xml;base64,") for a in page.addresses)
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert not re.search(r"https?://|url\(|@import", text)
@@ -99,7 +101,7 @@ def test_markdown_has_the_same_answer_and_refers_to_the_figures(built, findings)
         assert sentence in text
     for name in re.findall(r"\]\((figures/[^)]+)\)", text):
         assert (built / name).exists()
-    assert len(re.findall(r"!\[", text)) == 6
+    assert len(re.findall(r"!\[", text)) == 7
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) > 40
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):

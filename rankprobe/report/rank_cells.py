@@ -21,8 +21,10 @@ _OUTCOMES = {
 
 
 def answer_blocks(findings: Findings) -> list[str | Table | Code]:
-    """For each choice of targets the sentence (one alone is the page's own), its notes, the table behind them, and where
-    an r is named the config for peft."""
+    """For each choice of targets the sentence (one alone is the page's own), its notes, the table, the config for peft.
+
+    The config where an r is named.
+    """
     blocks: list[str | Table | Code] = []
     for targets, found in findings.answers.items():
         if not found.several_seeds:

@@ -52,7 +52,7 @@ class FloatList(click.ParamType):
             self.fail(f"must be numbers with commas between. Got {value!r}. Pass 0.5,1,2, say.", param, ctx)
 
 
-# As rankprobe.experiment.study has them, which a --help need not import; a test compares.
+# As rankprobe.experiment.spec has them, which a --help need not import; a test compares.
 METHODS = (
     "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
 )  # fmt: skip

@@ -55,7 +55,7 @@ def params(
         return
     from rankprobe.cli.show import print_table
     from rankprobe.experiment.parameters import parameter_table
-    from rankprobe.experiment.study import SIZE_FIELD
+    from rankprobe.experiment.spec import SIZE_FIELD
     from rankprobe.paper.architectures import PAPER_MODELS, paper_config, paper_problem
     from rankprobe.weights.pretrained import load_config
 

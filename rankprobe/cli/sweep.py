@@ -220,7 +220,7 @@ def _beside_a_file(
 def rates_of(texts: tuple[str, ...]) -> dict[str, float]:
     """``--lr`` options as rates by method."""
     from rankprobe.errors import UsageError, must
-    from rankprobe.experiment.study import METHODS
+    from rankprobe.experiment.spec import METHODS
 
     rates = {}
     for text in texts:

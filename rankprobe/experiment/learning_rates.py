@@ -32,7 +32,7 @@ def default_lr(method: str, size: int | None = None, targets: str | None = None)
     Parameters
     ----------
     method : str
-        One of :data:`rankprobe.experiment.study.METHODS`.
+        One of :data:`rankprobe.experiment.spec.METHODS`.
     size : int, optional
         LoRA's r, or what the method's size is: bottleneck, prefix_length, layers, d.
     targets : str, optional

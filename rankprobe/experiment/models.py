@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
-from rankprobe.experiment.study import RunSpec
+from rankprobe.experiment.spec import RunSpec
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
 from rankprobe.methods.lora import LoRALayer, load_lora, save_lora

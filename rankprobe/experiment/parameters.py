@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.study import SIZE_FIELD, RunSpec
+from rankprobe.experiment.spec import SIZE_FIELD, RunSpec
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
 from rankprobe.methods.prefix import check_prefix
@@ -41,10 +41,10 @@ class Setting:
     Attributes
     ----------
     method : str
-        One of :data:`rankprobe.experiment.study.METHODS`.
+        One of :data:`rankprobe.experiment.spec.METHODS`.
     targets, r : str, int; None unless the method is lora
     size : int or None
-        Bottleneck, prefix length, layers or d: :data:`rankprobe.experiment.study.SIZE_FIELD` says which.
+        Bottleneck, prefix length, layers or d: :data:`rankprobe.experiment.spec.SIZE_FIELD` says which.
     rank_pattern : RankPattern or None
         LoRA's r by matrix, where they differ.
     """
@@ -238,9 +238,9 @@ def parameter_table(
     targets, rs : sequence of str and int
         LoRA's; every pair is a row.
     methods : sequence of str
-        Any of :data:`rankprobe.experiment.study.METHODS`.
+        Any of :data:`rankprobe.experiment.spec.METHODS`.
     sizes : mapping of str to sequence of int
-        By the names of :data:`rankprobe.experiment.study.SIZE_FIELD`: ``{"bottleneck": [16, 64]}``. What is left out is
+        By the names of :data:`rankprobe.experiment.spec.SIZE_FIELD`: ``{"bottleneck": [16, 64]}``. What is left out is
         as in :data:`DEFAULT_SIZES`.
     optional : collection of str
         Methods whose rows are left out where they do not fit the model; the reasons are in ``attrs["left_out"]``, a

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.spec import RunSpec
 from rankprobe.experiment.store import finished, read_record
-from rankprobe.experiment.study import RunSpec
 from rankprobe.tasks.load import load_task
 from rankprobe.weights.rank_pattern import canonical_pattern
 from rankprobe.weights.run_folder import run_folder

@@ -29,6 +29,7 @@ from rankprobe.experiment.models import (
 )
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.provenance import device_record, git_state, versions
+from rankprobe.experiment.spec import RunSpec
 from rankprobe.experiment.store import (
     RUN_FILE,
     LockedError,
@@ -39,7 +40,6 @@ from rankprobe.experiment.store import (
     write_atomic,
     write_table,
 )
-from rankprobe.experiment.study import RunSpec
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import lora_deltas
 from rankprobe.tasks.metrics import score

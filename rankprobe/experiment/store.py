@@ -16,7 +16,7 @@ from typing import TextIO
 import pandas as pd
 
 from rankprobe.errors import UsageError, WorkError, must
-from rankprobe.experiment.study import SIZES, RunSpec
+from rankprobe.experiment.spec import SIZES, RunSpec
 
 RUN_FILE = "run.json"
 # Part of every run_id. Raised whenever the same spec would train differently than before.

@@ -9,118 +9,16 @@ from dataclasses import dataclass, field
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.learning_rates import default_lr
+from rankprobe.experiment.spec import METHODS, SIZE_FIELD, SIZES, RunSpec
 from rankprobe.weights.architecture import canonical_targets
 from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 
-METHODS = (
-    "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
-)  # fmt: skip
-# What the size of a method is; those that are not here have none (LoRA's is r).
-SIZE_FIELD = {
-    "top_layers": "layers",
-    "adapter_h": "bottleneck",
-    "adapter_l": "bottleneck",
-    "prompt": "prefix_length",
-    "prefix": "prefix_length",
-    "did": "d",
-    "said": "d",
-}
-SIZES = tuple(dict.fromkeys(SIZE_FIELD.values()))
 _LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora", "rank_pattern")
 _EXAMPLE_SIZE = {"layers": 2, "bottleneck": 16, "prefix_length": 16, "d": 1000}
 # What torch's generators take, with room for the seeds of repeats and epochs.
 MAX_SEED = 2**32 - 1
 # It becomes part of a folder's name.
 _STUDY_NAME = re.compile(r"[^./\\\s][^/\\\x00-\x1f]*")
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """Everything that decides a run's result besides the data's and the model's content. Nothing in it is a path.
-
-    Attributes
-    ----------
-    model, task : str
-        Names, for people; what identifies them is their sha256.
-    split : str
-        ``eval`` or ``tuning``.
-    method : str
-        One of :data:`METHODS`.
-    r, alpha, targets : int, float, str; None unless the method is lora
-    dropout : float
-        On LoRA's input.
-    rslora : bool
-    model_dropout : float
-        Every dropout inside the model, all methods alike.
-    lr, epochs, batch_size, warmup_ratio, weight_decay, clip_norm : see :func:`rankprobe.training.train.train`
-    train_size, eval_size : int
-        Rows used; 0 for all.
-    max_length : int
-        Tokens.
-    seed : int
-        Of the head's and A's initial values, the batches' order and dropout.
-    dtype, device : str
-    threads : int
-        CPU threads: sums are ordered by them.
-    bottleneck, prefix_length, layers, d : int or None
-        The size of the other methods, as :data:`SIZE_FIELD` says which has which.
-    rank_pattern : RankPattern or None
-        r by matrix, where LoRA's differ; ``r`` is then that of the matrices that no key names, and what the learning
-        rate is chosen for. ``alpha / r`` is the same for all.
-    """
-
-    model: str
-    task: str
-    split: str
-    method: str
-    r: int | None
-    alpha: float | None
-    targets: str | None
-    dropout: float
-    rslora: bool
-    model_dropout: float
-    lr: float
-    epochs: int
-    batch_size: int
-    warmup_ratio: float
-    weight_decay: float
-    clip_norm: float
-    train_size: int
-    eval_size: int
-    max_length: int
-    seed: int
-    dtype: str
-    device: str
-    threads: int
-    bottleneck: int | None = None
-    prefix_length: int | None = None
-    layers: int | None = None
-    d: int | None = None
-    rank_pattern: RankPattern | None = None
-
-    @property
-    def size(self) -> int | None:
-        """The method's size, whatever it is called there; None for LoRA, whose size is r, and where there is none."""
-        return getattr(self, SIZE_FIELD[self.method]) if self.method in SIZE_FIELD else None
-
-    @property
-    def what(self) -> str:
-        """Short name of what is trained, whatever its seed: ``LoRA r=8 q,v``, ``adapter_h bottleneck=16``."""
-        by_matrix = " by matrix" if self.rank_pattern else ""
-        lora = f"LoRA r={self.r}{by_matrix} {self.targets}"
-        what = {"head": "head only", "lora": lora}.get(self.method, self.method)
-        return what if self.size is None else f"{what} {SIZE_FIELD[self.method]}={self.size}"
-
-    @property
-    def label(self) -> str:
-        """Short name for progress lines: ``LoRA r=8 q,v seed 0``."""
-        return f"{self.what} seed {self.seed}"
-
-    @property
-    def configuration(self) -> str:
-        """What all seeds of a configuration share, for people: ``docmatch: LoRA r=8 q,v, lr 0.002``."""
-        rows = " (tuning rows)" if self.split == "tuning" else ""
-        return f"{self.task}{rows}: {self.what}, lr {self.lr:g}"
 
 
 @dataclass(frozen=True)

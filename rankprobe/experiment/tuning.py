@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 import pandas as pd
 
 from rankprobe.errors import WorkError, must
-from rankprobe.experiment.study import SIZES, Configuration, Study
+from rankprobe.experiment.spec import SIZES
+from rankprobe.experiment.study import Configuration, Study
 from rankprobe.weights.rank_pattern import pattern_tag
 
 COLUMNS = [

@@ -15,8 +15,8 @@ from queue import SimpleQueue
 
 from rankprobe.experiment.pieces import Piece, perform
 from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.spec import RunSpec
 from rankprobe.experiment.store import LockedError
-from rankprobe.experiment.study import RunSpec
 from rankprobe.tasks.task import Task
 from rankprobe.weights.source import ModelSource
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rankprobe.experiment.study import METHODS
+from rankprobe.experiment.spec import METHODS
 from rankprobe.report.claims_scores import metric_note, unless_nothing_to_lose
 from rankprobe.report.comparison import (
     MAIN_TARGETS,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.study import METHODS
+from rankprobe.experiment.spec import METHODS
 from rankprobe.report.numbers import size_of, targets_name
 from rankprobe.report.stats import MIN_SEEDS, Estimate, bootstrap_mean, paired_difference, score_interval, t_interval
 from rankprobe.tasks.metrics import LOWER_IS_BETTER

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from rankprobe.experiment.study import SIZE_FIELD
+from rankprobe.experiment.spec import SIZE_FIELD
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 from rankprobe.weights.rank_pattern import pattern_tag
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.analysis.spectrum import INTEGERS
-from rankprobe.experiment.study import SIZES
+from rankprobe.experiment.spec import SIZES
 from rankprobe.report.comparison import (
     configurations,
     difference,

@@ -33,7 +33,7 @@ from torch import nn
 
 from rankprobe.experiment.models import load_base, prepare, set_dropout
 from rankprobe.experiment.provenance import device_record, git_state, versions
-from rankprobe.experiment.study import RunSpec
+from rankprobe.experiment.spec import RunSpec
 from rankprobe.tasks.load import load_task
 from rankprobe.tasks.task import Task
 from rankprobe.training.batches import encode

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rankprobe.experiment.study import SIZES
+from rankprobe.experiment.spec import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = [ROOT / "results" / name / "tables" / "runs.csv" for name in (

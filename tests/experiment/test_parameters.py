@@ -21,7 +21,8 @@ from rankprobe.experiment.parameters import (
     parameter_counts,
     parameter_table,
 )
-from rankprobe.experiment.study import METHODS, SIZE_FIELD, Configuration, Study
+from rankprobe.experiment.spec import METHODS, SIZE_FIELD
+from rankprobe.experiment.study import Configuration, Study
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
 from rankprobe.paper.architectures import paper_config

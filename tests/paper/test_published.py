@@ -75,7 +75,7 @@ def test_callers_get_a_copy():
 
 
 def test_methods_that_are_here_have_their_names_here():
-    from rankprobe.experiment.study import METHODS
+    from rankprobe.experiment.spec import METHODS
 
     theirs = {"lora merged", "lora †", "adapter_d", "adapter_p †", "adapter_h †", "any"}
     assert set(published()["method"]) <= set(METHODS) | theirs

@@ -54,14 +54,15 @@ def reproduce_paper(
     chosen = load_scale(scale, seed=options["seed"])
     needs = needs_of(only) if only is not None else None
     if dry_run and scale == "paper":
-        from rankprobe.cli.work import paper_lines
+        from rankprobe.cli.plan_lines import paper_lines
 
         paper_lines(chosen)
         return
     from rankprobe.cli.executors import executor
+    from rankprobe.cli.plan_lines import plan_lines
     from rankprobe.cli.progress import reading
     from rankprobe.cli.reproduce_extras import extras
-    from rankprobe.cli.work import plan_lines, run_studies
+    from rankprobe.cli.work import run_studies
     from rankprobe.experiment.latency import plan_latency
     from rankprobe.experiment.sweep import plan_study
     from rankprobe.tasks.load import GLUE_TASKS, needs_files

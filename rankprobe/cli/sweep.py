@@ -123,9 +123,10 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     are renewed as runs end; finished runs are not redone.
     """
     from rankprobe.cli.executors import check_executor, executor
+    from rankprobe.cli.plan_lines import plan_lines
     from rankprobe.cli.progress import reading
     from rankprobe.cli.sweep_plan import plan_sweep
-    from rankprobe.cli.work import plan_lines, run_studies
+    from rankprobe.cli.work import run_studies
     from rankprobe.experiment.output import read_plan
     from rankprobe.experiment.pack_choice import choose_pack, parse_pack, settled_pack
     from rankprobe.experiment.study_file import load_studies, study_toml

@@ -12,7 +12,7 @@ import pandas as pd
 
 from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
-from rankprobe.cli.show import print_table, problem
+from rankprobe.cli.show import problem
 from rankprobe.cli.tracking import track_run
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.executors import IN_TURN, Executor
@@ -27,7 +27,6 @@ from rankprobe.paper.published import published
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Measured
 from rankprobe.report.intrinsic import curve_table, dimensions_table
-from rankprobe.report.numbers import duration
 from rankprobe.report.report import build_report
 from rankprobe.report.table1 import table_1
 
@@ -35,53 +34,6 @@ from rankprobe.report.table1 import table_1
 _PAGES_EVERY_S = 60.0
 # Between two renewals lies this many times what one takes.
 _REST = 20.0
-
-
-def plan_lines(
-    studies: Sequence[PlannedStudy],
-    latency: LatencyPlan | None = None,
-    extras: Sequence[Extra] = (),
-    *,
-    time_it: bool = False,
-    note: str = "",
-) -> None:
-    """Print what would be done; ``time_it``: how long it will take too, from a few steps of each kind of run."""
-    from rankprobe.experiment.parameters import parameter_counts
-
-    rows = []
-    for study in studies:
-        counts = parameter_counts(study.runs)
-        rows += [
-            {
-                "run": run.run_id,
-                "what": run.spec.label,
-                "task": run.task.name,
-                "train": len(run.task.train),
-                "eval": len(run.task.eval),
-                "lr": run.spec.lr,
-                "steps": run.steps,
-                "trained": counts[run.run_id],
-                "dtype": run.spec.dtype,
-                "done": "yes" if finished(run.folder) else "",
-            }
-            for run in study.runs
-        ]
-    left = sum(study.steps_left for study in studies)
-    print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {left:,} optimiser steps left")
-    for study in studies:
-        for run in study.truncate:
-            click.echo(f"functional rank of {run.run_id}")
-    if latency is not None:
-        click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
-    for line in (line for extra in extras for line in extra.lines):
-        click.echo(line)
-    if note:
-        click.echo(note)
-    if time_it and left:
-        from rankprobe.experiment.probe import expected_seconds
-
-        seconds = sum(expected_seconds([run for study in studies for run in study.runs]).values())
-        click.echo(f"about {duration(seconds)} for these runs, one after the other, by a few steps of each method")
 
 
 @dataclass(frozen=True)
@@ -295,48 +247,6 @@ def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
         intrinsic_curve=curve_table(subspaces),
         parameter_counts=counts,
     )
-
-
-def paper_lines(scale) -> None:
-    """Print the plan of a scale whose models are not at hand: settings and parameter counts, from the meta device."""
-    from rankprobe.experiment.parameters import parameter_table
-    from rankprobe.paper.architectures import paper_config
-
-    labels = {"mnli": 3, "stsb": 1}
-    rows = []
-    for study in scale.studies:
-        for c in study.configurations:
-            counts = (
-                parameter_table(
-                    paper_config(study.model),
-                    num_labels=labels.get(study.task, 2),
-                    targets=[c.targets or "q,v"],
-                    rs=[c.r or 1],
-                )
-                .set_index("method")
-                .loc[c.method]
-            )
-            rows.append(
-                {
-                    "task": study.task,
-                    "model": study.model,
-                    "method": c.method,
-                    "r": c.r,
-                    "alpha": c.alpha,
-                    "targets": c.targets,
-                    "lr": c.lr,
-                    "epochs": study.epochs,
-                    "batch": study.batch_size,
-                    "length": study.max_length,
-                    "seeds": c.seeds,
-                    "method_params": int(counts["method_params"]),
-                    "trainable": int(counts["trainable_params"]),
-                }
-            )
-    table = pd.DataFrame(rows)
-    table["r"] = table["r"].astype("Int64")
-    print_table(table, title=f"{table['seeds'].sum()} runs; needs a GPU, the hub and the extra 'hub'")
-    click.echo(f"latency at (batch, length) = {', '.join(map(str, scale.shapes))}")
 
 
 def _latency(plan: LatencyPlan | None, observer: TerminalObserver) -> None:

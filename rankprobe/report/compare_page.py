@@ -9,8 +9,8 @@ import pandas as pd
 from rankprobe.analysis.compare_tables import Comparison, across_layers, by_kind
 from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.report import numbers as say
+from rankprobe.report.cells import Cell, Table
 from rankprobe.report.page import Page, Section
-from rankprobe.report.page_tables import Cell, Table
 from rankprobe.report.style import Picture
 
 TABLES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import jinja2
 
 from rankprobe.experiment.store import write_atomic
+from rankprobe.report.cells import Cell, Code, Table
 from rankprobe.report.page import Link, Page
-from rankprobe.report.page_tables import Cell, Code, Table
 from rankprobe.report.style import Picture, svg
 
 

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from rankprobe.report import numbers as say
-from rankprobe.report.page_tables import Cell, Table
+from rankprobe.report.cells import Cell, Table
 
 
 def dimension_cells(dimensions: pd.DataFrame) -> Table | None:

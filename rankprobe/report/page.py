@@ -8,11 +8,10 @@ import pandas as pd
 
 from rankprobe.report import verdicts as bounds
 from rankprobe.report.answer import answer
+from rankprobe.report.cells import Code, Table
 from rankprobe.report.findings import Findings
 from rankprobe.report.intrinsic_cells import dimension_cells
 from rankprobe.report.page_tables import (
-    Code,
-    Table,
     bad_runs_cells,
     claims_cells,
     configurations_cells,
@@ -21,7 +20,6 @@ from rankprobe.report.page_tables import (
     latency_cells,
     provenance_cells,
     ranks_cells,
-    rates_cells,
 )
 from rankprobe.report.paper_cells import (
     parameter_cells,
@@ -32,6 +30,7 @@ from rankprobe.report.paper_cells import (
 )
 from rankprobe.report.predicted_plots import predicted_cells
 from rankprobe.report.rank_cells import answer_blocks
+from rankprobe.report.rate_cells import rates_cells
 from rankprobe.report.style import Picture
 from rankprobe.report.table1_cells import table_1_cells
 

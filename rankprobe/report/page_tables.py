@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
 
 from rankprobe.report import numbers as say
+from rankprobe.report.cells import Cell, Table
 from rankprobe.report.comparison import configurations, full_reference
 from rankprobe.report.findings import Findings
 from rankprobe.report.table1 import VARIANT_NAMES
@@ -21,33 +21,6 @@ _VERDICTS = {
     "not_run": ("–", "not run"),
 }
 _DECIMALS = {"points": (1, True), "ratio": (3, False), "k": (0, False)}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table's cell: what it says, a remark in small print below, and for a verdict its kind and sign."""
-
-    text: str
-    small: str = ""
-    verdict: str = ""
-    sign: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Heads, rows of cells, and a caption with n and how intervals were made; text columns come first, then numbers."""
-
-    heads: list[str]
-    rows: list[list[Cell]]
-    caption: str
-    text_columns: int = 1
-
-
-@dataclass(frozen=True)
-class Code:
-    """Text to copy, as it stands."""
-
-    text: str
 
 
 def claims_cells(findings: Findings) -> Table:
@@ -135,44 +108,6 @@ def configurations_cells(findings: Findings) -> Table | None:
     else:
         against += ", points"
     return Table(["method", "learning rate", "seeds", first["metric"], against], rows, caption)
-
-
-def _targets(row: pd.Series) -> str:
-    if row["method"] != "lora":
-        return ""
-    by_matrix = "" if say.missing(row.get("rank_pattern")) else f", r by matrix ({row['rank_pattern']})"
-    return f"on {row['targets']}{by_matrix}, alpha {row['alpha']:g}"
-
-
-def rates_cells(findings: Findings) -> Table | None:
-    """Which rate each configuration took, and from what; None where rates were not tuned."""
-    tried = findings.tables.get("tuning", pd.DataFrame())
-    if tried.empty:
-        return None
-    rows = []
-    keys = ["method", "r", "alpha", "targets", "size", "rank_pattern"]
-    for _, group in tried.groupby(keys, sort=False, dropna=False):
-        best = group[group["chosen"]]
-        taken = best.iloc[0] if len(best) else None
-        losses = ", ".join(
-            f"{say.learning_rate(t['lr'])}: {say.number(t['loss'], 3) if t['status'] == 'ok' else t['status']}"
-            for _, t in group.iterrows()
-        )
-        rows.append(
-            [
-                Cell(say.method_name(group.iloc[0]), _targets(group.iloc[0])),
-                Cell(losses),
-                Cell(say.learning_rate(taken["lr"]) if taken is not None else say.MISSING,
-                     "an end of its grid" if taken is not None and taken["at_end"] else ""),
-                Cell(say.score(taken["metric"], taken["score"]) if taken is not None else say.MISSING),
-            ]
-        )  # fmt: skip
-    n = int(tried["n_tuning"].iloc[0])
-    caption = (
-        f"As many rates for every configuration, one seed, and the lowest loss on {n:,} tuning rows, which no other "
-        "number on this page is from. At an end of its grid a better rate may lie beyond."
-    )
-    return Table(["method", "loss by rate", "chosen", f"{tried['metric'].iloc[0]} there"], rows, caption, 2)
 
 
 def functional_cells(findings: Findings) -> Table | None:

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from rankprobe.report import numbers as say
+from rankprobe.report.cells import Cell, Table
 from rankprobe.report.comparison import MAIN_TARGETS, main_metric
 from rankprobe.report.findings import Findings
-from rankprobe.report.page_tables import Cell, Table
 from rankprobe.report.style import BLUE, ORANGE, PINK, WIDTH_IN, Picture, score_ticks
 
 _LOOKS = {"full": (ORANGE, "s", "--"), "lora": (PINK, "^", ":")}

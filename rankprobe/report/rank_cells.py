@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from rankprobe.report import numbers as say
+from rankprobe.report.cells import Cell, Code, Table
 from rankprobe.report.equivalence import NO, NOT_TESTED, YES
 from rankprobe.report.findings import Findings
 from rankprobe.report.lora_config import answered_config, as_python
-from rankprobe.report.page_tables import Cell, Code, Table
 from rankprobe.report.rank_answer import RankAnswer
 from rankprobe.report.rank_table import LEFT_OUT, REFERENCE
 

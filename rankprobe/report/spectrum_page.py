@@ -9,8 +9,8 @@ import pandas as pd
 from rankprobe.analysis.spectrum import energy_column
 from rankprobe.analysis.spectrum_tables import medians, storage_by_dtype
 from rankprobe.report import numbers as say
+from rankprobe.report.cells import Cell, Table
 from rankprobe.report.page import Page, Section
-from rankprobe.report.page_tables import Cell, Table
 from rankprobe.report.spectrum_result import SpectrumResult
 from rankprobe.report.spectrum_words import DEFINITIONS, change_words, matrices, storage_words
 from rankprobe.report.style import Picture

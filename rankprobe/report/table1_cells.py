@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from rankprobe.report import numbers as say
+from rankprobe.report.cells import Cell, Table
 from rankprobe.report.findings import Findings
-from rankprobe.report.page_tables import Cell, Table
 from rankprobe.report.table1 import VARIANT_NAMES
 
 

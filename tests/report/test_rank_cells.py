@@ -5,9 +5,9 @@ import pytest
 
 from rankprobe.paper.published import published
 from rankprobe.report.answer import answer
+from rankprobe.report.cells import Table
 from rankprobe.report.findings import find
 from rankprobe.report.page import make_page
-from rankprobe.report.page_tables import Table
 from rankprobe.report.rank_cells import answer_blocks
 from tests.report.synthetic import make_run
 

@@ -1,0 +1,107 @@
+"""What ``--dry-run`` prints: runs, their parameters and how long they will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+import pandas as pd
+
+from rankprobe.cli.show import print_table
+from rankprobe.experiment.latency import LatencyPlan
+from rankprobe.experiment.store import finished
+from rankprobe.experiment.sweep import PlannedStudy
+from rankprobe.report.numbers import duration
+
+if TYPE_CHECKING:
+    from rankprobe.cli.work import Extra
+
+
+def plan_lines(
+    studies: Sequence[PlannedStudy],
+    latency: LatencyPlan | None = None,
+    extras: Sequence[Extra] = (),
+    *,
+    time_it: bool = False,
+    note: str = "",
+) -> None:
+    """Print what would be done; ``time_it``: how long it will take too, from a few steps of each kind of run."""
+    from rankprobe.experiment.parameters import parameter_counts
+
+    rows = []
+    for study in studies:
+        counts = parameter_counts(study.runs)
+        rows += [
+            {
+                "run": run.run_id,
+                "what": run.spec.label,
+                "task": run.task.name,
+                "train": len(run.task.train),
+                "eval": len(run.task.eval),
+                "lr": run.spec.lr,
+                "steps": run.steps,
+                "trained": counts[run.run_id],
+                "dtype": run.spec.dtype,
+                "done": "yes" if finished(run.folder) else "",
+            }
+            for run in study.runs
+        ]
+    left = sum(study.steps_left for study in studies)
+    print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {left:,} optimiser steps left")
+    for study in studies:
+        for run in study.truncate:
+            click.echo(f"functional rank of {run.run_id}")
+    if latency is not None:
+        click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
+    for line in (line for extra in extras for line in extra.lines):
+        click.echo(line)
+    if note:
+        click.echo(note)
+    if time_it and left:
+        from rankprobe.experiment.probe import expected_seconds
+
+        seconds = sum(expected_seconds([run for study in studies for run in study.runs]).values())
+        click.echo(f"about {duration(seconds)} for these runs, one after the other, by a few steps of each method")
+
+
+def paper_lines(scale) -> None:
+    """Print the plan of a scale whose models are not at hand: settings and parameter counts, from the meta device."""
+    from rankprobe.experiment.parameters import parameter_table
+    from rankprobe.paper.architectures import paper_config
+
+    labels = {"mnli": 3, "stsb": 1}
+    rows = []
+    for study in scale.studies:
+        for c in study.configurations:
+            counts = (
+                parameter_table(
+                    paper_config(study.model),
+                    num_labels=labels.get(study.task, 2),
+                    targets=[c.targets or "q,v"],
+                    rs=[c.r or 1],
+                )
+                .set_index("method")
+                .loc[c.method]
+            )
+            rows.append(
+                {
+                    "task": study.task,
+                    "model": study.model,
+                    "method": c.method,
+                    "r": c.r,
+                    "alpha": c.alpha,
+                    "targets": c.targets,
+                    "lr": c.lr,
+                    "epochs": study.epochs,
+                    "batch": study.batch_size,
+                    "length": study.max_length,
+                    "seeds": c.seeds,
+                    "method_params": int(counts["method_params"]),
+                    "trainable": int(counts["trainable_params"]),
+                }
+            )
+    table = pd.DataFrame(rows)
+    table["r"] = table["r"].astype("Int64")
+    print_table(table, title=f"{table['seeds'].sum()} runs; needs a GPU, the hub and the extra 'hub'")
+    click.echo(f"latency at (batch, length) = {', '.join(map(str, scale.shapes))}")

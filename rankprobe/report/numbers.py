@@ -192,6 +192,19 @@ def targets_name(spec) -> str | None:
     return f"{spec['targets']}, r by matrix ({pattern_tag(pattern)})" if pattern else spec.get("targets")
 
 
+def adapted(row) -> str:
+    """What a row's LoRA adapts, in small print; empty for other methods.
+
+    >>> adapted({"method": "lora", "targets": "q,v", "alpha": 16.0}), adapted({"method": "full"})
+    ('on q,v, alpha 16', '')
+    """
+    if row["method"] != "lora":
+        return ""
+    pattern = row.get("rank_pattern")
+    by_matrix = "" if pattern is None or missing(pattern) else f", r by matrix ({pattern})"
+    return f"on {row['targets']}{by_matrix}, alpha {row['alpha']:g}"
+
+
 def method_name(row) -> str:
     """A configuration's name: ``LoRA r = 8``, ``full fine-tuning``, ``Adapter-H, bottleneck 16``.
 

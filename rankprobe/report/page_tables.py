@@ -84,7 +84,7 @@ def configurations_cells(findings: Findings) -> Table | None:
             gap = Cell(say.gap(m["metric"], *ends), _text(m["diff_ci_method"]))
         rows.append(
             [
-                Cell(say.method_name(m), _targets(m)),
+                Cell(say.method_name(m), say.adapted(m)),
                 Cell(say.learning_rate(m["lr"])),
                 Cell(say.count(m["n_seeds"]), ", ".join(trouble)),
                 Cell(

@@ -25,7 +25,7 @@ def rates_cells(findings: Findings) -> Table | None:
         )
         rows.append(
             [
-                Cell(say.method_name(group.iloc[0]), _targets(group.iloc[0])),
+                Cell(say.method_name(group.iloc[0]), say.adapted(group.iloc[0])),
                 Cell(losses),
                 Cell(say.learning_rate(taken["lr"]) if taken is not None else say.MISSING,
                      "an end of its grid" if taken is not None and taken["at_end"] else ""),
@@ -38,10 +38,3 @@ def rates_cells(findings: Findings) -> Table | None:
         "number on this page is from. At an end of its grid a better rate may lie beyond."
     )
     return Table(["method", "loss by rate", "chosen", f"{tried['metric'].iloc[0]} there"], rows, caption, 2)
-
-
-def _targets(row: pd.Series) -> str:
-    if row["method"] != "lora":
-        return ""
-    by_matrix = "" if say.missing(row.get("rank_pattern")) else f", r by matrix ({row['rank_pattern']})"
-    return f"on {row['targets']}{by_matrix}, alpha {row['alpha']:g}"

@@ -66,7 +66,7 @@ def _what_r(findings: Findings) -> str:
     targets = group[0]["spec"]["targets"]
     settled = findings.answers.get(targets)
     if settled and settled.several_seeds and not (gain is not None and 100 * gain.low <= MARGIN_POINTS):
-        return f"On {task}, LoRA on {targets}: {settled.text}"
+        return f"On {task}, LoRA on {targets}: {settled.text[0].lower()}{settled.text[1:]}"
     best = rows.loc[rows["diff_vs_full"].idxmax()]
     enough = rows[100 * rows["diff_ci_low"] >= -MARGIN_POINTS]
     if gain is not None and 100 * gain.low <= MARGIN_POINTS:

@@ -18,6 +18,8 @@ _LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), "LoRA 
 _MARKS = [(color, marker) for marker in "^vPXdh" for color in (ORANGE, GREEN, PINK)]
 # Points of almost as many parameters would cover each other: they are drawn so many times apart.
 _APART = 1.12
+# An interval may reach beyond all means by this share of their spread, or by so many half intervals of the usual width.
+_ROOM, _NARROW = 0.2, 3.0
 
 
 def accuracy_by_r(findings: Findings) -> Picture | None:
@@ -56,12 +58,15 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     parts[0][0].set_ylabel(metric)
     looks = zip(SERIES * 4, targets, strict=False)
     series = [Line2D([], [], color=c, marker=m, ls=line, label=f"LoRA on {t}") for (c, m, line), t in looks]
-    _interval_legend(parts[0][0], methods, series)
+    handles = (series if len(series) > 1 else []) + _interval_kinds(sweep)
+    if handles:
+        # Above the picture: inside it, there is no place that no curve or interval could come to.
+        figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.4, columnspacing=1.2)
     task, n = sweep["task"].iloc[0], int(sweep["n_eval"].iloc[0])
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) of LoRA on {' and '.join(targets)} against r. "
         f"{_band_words(full, head)} {_interval_words(methods)} Paired differences to full fine-tuning are "
-        f"in the table.{_choice_words(findings, methods)}"
+        f"in the table.{_choice_words(findings, methods)}{_cut_words(shown)}"
     )
     return Picture("accuracy_by_r", f"{metric.capitalize()} against r", figure, caption)
 
@@ -99,14 +104,14 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
             series[kind] = color, marker, f"LoRA on {main}"
         else:
             series[kind] = color, marker, kind
-    if len(series) > 1:
-        handles = [Line2D([], [], ls="none", marker=m, color=c, label=label) for c, m, label in series.values()]
+    handles = [Line2D([], [], ls="none", marker=m, color=c, label=label) for c, m, label in series.values()]
+    handles = (handles if len(handles) > 1 else []) + _interval_kinds(methods)
+    if handles:
         figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.4)
     for axes, low, high in parts:
         axes.set_ylim(low, high + 0.1 * (high - low))
         axes.set_xscale("log")
         axes.yaxis.set_major_formatter(score_ticks(metric))
-    _interval_legend(parts[0][0], methods, [])
     bottom = parts[-1][0]
     spread = methods["trainable_params"].astype(float)
     bottom.set_xlim(spread.min() / 2.2, spread.max() * 2.2)
@@ -123,6 +128,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     )
     if _set_apart(methods["trainable_params"]) != methods["trainable_params"].astype(float).tolist():
         caption += " Points of almost as many parameters stand side by side; the table has the counts."
+    caption += _cut_words(methods)
     return Picture("accuracy_by_parameters", f"{metric.capitalize()} against trainable parameters", figure, caption)
 
 
@@ -151,9 +157,24 @@ def _choice_words(findings: Findings, shown: pd.DataFrame) -> str:
 
 
 def _ends(methods: pd.DataFrame, *kinds: str) -> list[float]:
+    """What has to be in the picture: all means, and their intervals as far as :func:`_reach` lets them."""
     rows = methods[methods["method"].isin(kinds)]
     values = rows[["accuracy_mean", "accuracy_ci_low", "accuracy_ci_high"]].to_numpy(dtype=float).ravel()
-    return values[np.isfinite(values)].tolist()
+    return np.clip(values[np.isfinite(values)], *_reach(rows)).tolist()
+
+
+def _reach(rows: pd.DataFrame) -> tuple[float, float]:
+    """How far intervals may go: one of three unlike seeds would press all others into a line."""
+    means = rows["accuracy_mean"].to_numpy(dtype=float)
+    narrow = np.nanmedian(rows["accuracy_ci_high"].to_numpy(dtype=float) - means) if len(rows) else 0.0
+    room = max(_ROOM * np.ptp(means), _NARROW * (narrow if np.isfinite(narrow) else 0.0))
+    return float(means.min() - room), float(means.max() + room)
+
+
+def _cut_words(rows: pd.DataFrame) -> str:
+    low, high = _reach(rows)
+    outside = (rows["accuracy_ci_low"] < low) | (rows["accuracy_ci_high"] > high)
+    return " An interval that leaves the picture is wider than it." if outside.any() else ""
 
 
 def _point(axes, x: float, row: pd.Series, color: str, marker: str) -> None:
@@ -187,16 +208,14 @@ def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
     )
 
 
-def _interval_legend(axes, methods: pd.DataFrame, series: list[Line2D]) -> None:
-    """Filled and open markers told apart where both occur, below the names of several series."""
+def _interval_kinds(methods: pd.DataFrame) -> list[Line2D]:
+    """Filled and open markers for the legend, where both occur."""
     kinds = methods.loc[methods["method"] == "lora", "ci_method"].dropna()
     over_seeds = kinds.str.startswith("t ")
-    handles = list(series) if len(series) > 1 else []
-    if over_seeds.any() and not over_seeds.all():
-        for text, face in (("interval over seeds", GREY), ("interval over evaluation rows", "white")):
-            handles.append(Line2D([], [], ls="none", marker="o", color=GREY, markerfacecolor=face, label=text))
-    if handles:
-        axes.legend(handles=handles, loc="lower right", ncols=2, handletextpad=0.4, columnspacing=1.2)
+    if not over_seeds.any() or over_seeds.all():
+        return []
+    looks = (("interval over seeds", GREY), ("interval over evaluation rows", "white"))
+    return [Line2D([], [], ls="none", marker="o", color=GREY, markerfacecolor=face, label=text) for text, face in looks]
 
 
 def _band_words(full: pd.Series | None, head: pd.Series | None) -> str:

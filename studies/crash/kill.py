@@ -217,8 +217,8 @@ def main() -> None:
     table.to_csv(options.out / "kills.csv", index=False)
     print(table.to_string())
     other = (~table["same_results"]).sum()
-    print(f"{len(table)} kills in {number} sweeps, {time.monotonic() - begun:.0f} s: {table['lost'].sum()} finished runs")
-    print(f"lost, {table['changed'].sum()} changed; {other} kills ended with other results")
+    print(f"{len(table)} kills in {number} sweeps, {time.monotonic() - begun:.0f} s")
+    print(f"finished runs: {table['lost'].sum()} lost, {table['changed'].sum()} changed; other results: {other} kills")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 # make reproduce   the main job; make reproduce ARGS="--scale smoke" for its form of a few minutes
 # make test        the tests, without the slow ones, a process a core (8 at most)
+# make test-ray    the tests on a real Ray cluster of two nodes on this machine, some minutes
 # make setup       only .venv with everything installed, as constraints.txt pins it
 # make clean       remove .venv and caches; results/ and runs/ stay
 #
@@ -11,11 +12,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_RAY := $(VENV)/.installed-ray
 PYTHON ?=
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help setup reproduce test clean
+.PHONY: help setup reproduce test test-ray clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +30,9 @@ reproduce: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile -m "not slow" $(ARGS)
+
+test-ray: $(INSTALLED_RAY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/ray $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
@@ -44,6 +49,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(INSTALLED_DEV): $(INSTALLED)
 	@$(PIP) install --constraint constraints.txt --editable ".[offline,dev]"
+	@touch $@
+
+$(INSTALLED_RAY): $(INSTALLED_DEV)
+	@$(PIP) install --constraint constraints.txt --editable ".[offline,dev,ray]"
 	@touch $@
 
 # Of the interpreters on PATH the first that is new enough and can make a virtual environment. Debian and Ubuntu ship

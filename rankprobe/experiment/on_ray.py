@@ -99,8 +99,7 @@ class OnRay:
     def __init__(self, ray: ModuleType) -> None:
         self._ray = ray
         self._shared: list[tuple[object, object, Any]] = []
-        # Retries are counted here rather than by Ray, which would tell nobody.
-        self._task = ray.remote(run_errand).options(max_retries=0)
+        self._task = ray.remote(run_errand)
 
     @property
     def width(self) -> int:
@@ -189,7 +188,8 @@ class OnRay:
             shared = self._ray.put((source, task))
             self._shared.append((source, task, shared))
         errand = Errand(Order.of(piece, 0), *probe, sent=sent or {})
-        task = self._task.options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0))
+        # Retries are counted here rather than by Ray, which would tell nobody.
+        task = self._task.options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)
         return task.remote(errand, shared)
 
     def _answer(self, ref: Any) -> Answer | str:

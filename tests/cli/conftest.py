@@ -56,15 +56,20 @@ def children():
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, children):
-    """Files and tables of the sweep that nothing happened to."""
+def undisturbed_folder(tmp_path_factory, children):
+    """Where the sweep was done that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     furnish(folder)
     child = children(folder, CONFIGURED, tables_only)
     child.join(120)
     assert child.exitcode == 0, (folder / "stderr").read_text()
-    files, tables = results_of(folder)
-    assert len(finished_records(folder)) == 4 and {"methods.csv", "rank_sweep.csv", "ranks.csv", "claims.csv"} <= set(
-        tables
-    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_folder):
+    """Its files and tables."""
+    files, tables = results_of(undisturbed_folder)
+    assert len(finished_records(undisturbed_folder)) == 4
+    assert {"methods.csv", "rank_sweep.csv", "ranks.csv", "claims.csv"} <= set(tables)
     return files, tables

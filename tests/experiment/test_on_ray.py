@@ -62,13 +62,14 @@ class Cluster:
     def remote(self, function):
         cluster = self
 
-        class Task:
-            def options(self, **resources):
-                cluster.asked.append(resources)
-                return self
-
+        class Sendable:
             def remote(self, errand, shared):
                 return Ref(function, errand, cluster.stored[shared])
+
+        class Task(Sendable):
+            def options(self, **resources):
+                cluster.asked.append(resources)
+                return Sendable()
 
         return Task()
 
@@ -114,7 +115,7 @@ def test_the_same_bytes_as_in_turn_with_a_lost_node(tmp_path, base, task, in_tur
     assert len(records) == 4 and {record["status"] for record in records} == {"ok"}
     assert bytes_of(study) == in_turn and any("functional_rank" in name for name in in_turn)
     assert len(cluster.stored) == 1, "the rows are sent once"
-    assert {"num_cpus": 1.0, "num_gpus": 0} in cluster.asked and 1 < cluster.most <= 6
+    assert {"num_cpus": 1.0, "num_gpus": 0, "max_retries": 0} in cluster.asked and 1 < cluster.most <= 6
     assert len(listener.lines) == 2 and all("its node was lost; it is done again" in line for line in listener.lines)
     assert not list((tmp_path / "runs").glob(".probe*")) and not list((tmp_path / "runs").glob("*/.incoming*"))
     assert len(list(run_study(study, executor=OnRay(Cluster(lose=99))))) == 3, "what is finished is not sent"

@@ -29,7 +29,7 @@ reproduce: $(INSTALLED)
 	@$(BIN)/rankprobe reproduce-paper $(ARGS)
 
 test: $(INSTALLED_DEV)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile -m "not slow and not ray" $(ARGS)
 
 test-ray: $(INSTALLED_RAY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/ray $(ARGS)

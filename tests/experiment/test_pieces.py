@@ -184,14 +184,14 @@ def test_a_functional_rank_that_loses_its_workers_is_said_at_the_end(tmp_path, d
         agenda.close()
 
 
-def test_a_pack_of_which_some_are_done_begins_with_the_rest(tmp_path, doing):
+def test_a_pack_of_which_some_are_done_stays_whole_and_is_heard_of_once(tmp_path, doing):
+    """Its finished runs belong to it still: what a kill has left of a pack is trained with the same others."""
     a, b, c = (run(tmp_path, name) for name in "abc")
     finish(b)
     agenda = Agenda([Piece((a, b, c)), Piece((b,), truncation=True)], Listener(), never)
     piece, records = agenda.next()
-    assert piece.runs == (a, c) and [record["run_id"] for record in records] == ["b"]
-    rank, _ = agenda.next()
-    assert rank.truncation, "its run is done, the rest of the pack is no matter"
+    assert piece.runs == (a, b, c) and [record["run_id"] for record in records] == ["b"]
+    assert agenda.next() == (None, []), "a functional rank waits until the whole pack is over"
     finish(a)
     with lock(c.folder):
         agenda.locked(piece, LockedError("held", "process 1 on there"))
@@ -199,4 +199,4 @@ def test_a_pack_of_which_some_are_done_begins_with_the_rest(tmp_path, doing):
     doing.clear()
     while (again := agenda.next()[0]) is None:
         agenda.pause()
-    assert again.runs == (c,)
+    assert again.runs == (a, b, c)

@@ -24,9 +24,12 @@ def plan_lines(
     extras: Sequence[Extra] = (),
     *,
     time_it: bool = False,
-    note: str = "",
+    follow: Sequence[PlannedStudy] = (),
 ) -> None:
-    """Print what would be done; ``time_it``: how long it will take too, from a few steps of each kind of run."""
+    """Print what would be done, and what will ``follow`` at rates that this chooses.
+
+    ``time_it``: how long it will take too, from a few steps of each kind of run.
+    """
     from rankprobe.experiment.parameters import parameter_counts
 
     rows = []
@@ -56,13 +59,15 @@ def plan_lines(
         click.echo(f"latency at (batch, length) = {', '.join(map(str, latency.spec.shapes))}")
     for line in (line for extra in extras for line in extra.lines):
         click.echo(line)
-    if note:
-        click.echo(note)
-    if time_it and left:
+    then = [run for study in follow for run in study.runs]
+    if then:
+        steps = sum(run.steps for run in then)
+        click.echo(f"then, at the rates that these choose, {len(then)} runs of {steps:,} optimiser steps")
+    if time_it and (left or then):
         from rankprobe.experiment.probe import expected_seconds
 
-        seconds = sum(expected_seconds([run for study in studies for run in study.runs]).values())
-        click.echo(f"about {duration(seconds)} for these runs, one after the other, by a few steps of each method")
+        seconds = sum(expected_seconds([*(run for study in studies for run in study.runs), *then]).values())
+        click.echo(f"about {duration(seconds)} in all, one after the other, by a few steps of each method")
 
 
 def paper_lines(scale) -> None:

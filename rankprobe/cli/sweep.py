@@ -142,7 +142,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     with reading() as progress:
         plan = plan_sweep(studies, o.place(options), progress=progress)
     if dry_run:
-        plan_lines(plan.now, time_it=True, note=plan.later_note)
+        plan_lines(plan.now, time_it=True, follow=plan.follow)
         return
     first = studies[0]
     if out is None:

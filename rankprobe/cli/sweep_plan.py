@@ -23,13 +23,13 @@ class SweepPlan:
         To do first: the studies themselves, or what chooses their rates.
     later : callable or None
         Names the studies at their chosen rates once those of ``now`` are done; None where nothing is tuned.
-    later_note : str
-        What will follow, for a dry run.
+    follow : tuple of PlannedStudy
+        What ``later`` will name, but for the rates: for a dry run.
     """
 
     now: list[PlannedStudy]
     later: Callable[[], list[PlannedStudy]] | None = None
-    later_note: str = ""
+    follow: tuple[PlannedStudy, ...] = ()
 
 
 def plan_sweep(studies: Sequence[Study], place: Place, *, progress: Progress | None = None) -> SweepPlan:
@@ -65,10 +65,7 @@ def plan_sweep(studies: Sequence[Study], place: Place, *, progress: Progress | N
             done.append(plan_study(study, where, progress=progress))
         return done
 
-    runs = sum(len(planned.runs) for planned in follow)
-    steps = sum(run.steps for planned in follow for run in planned.runs)
-    note = f"then, at the rates that these choose, {runs} runs of {steps:,} optimiser steps"
-    return SweepPlan([planned for _, planned in tuning], later, note)
+    return SweepPlan([planned for _, planned in tuning], later, tuple(follow))
 
 
 def _at_default_rates(study: Study) -> Study:

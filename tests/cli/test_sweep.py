@@ -84,7 +84,7 @@ def test_dry_run_names_both_parts_and_how_long_the_first_takes(tmp_path, monkeyp
     assert result.exit_code == 0, result.output
     assert "12 runs, 60 optimiser steps left" in result.stdout
     assert "then, at the rates that these choose, 8 runs of 40 optimiser steps" in result.stdout
-    assert "for these runs, one after the other" in result.stdout
+    assert "in all, one after the other, by a few steps of each method" in result.stdout
     assert not Path("runs").exists() and not Path("out").exists()
 
 

@@ -86,9 +86,9 @@ def crossed_mean(
     variance itself: it holds for any seeds and rows drawn independently.
 
     Where nearly every row is the same for both configurations, the observed variance over rows says too little: 1 row
-    of 200 may have been 5. A difference of exactly ``-margin`` between 0s and 1s needs at least that share of rows to
-    differ, hence a variance of ``margin * (1 - margin)`` a seed; under a null hypothesis that says so, pass it as
-    ``least_row_variance``, and observed variances below are raised to it.
+    of 200 may have been 5. Under a null hypothesis that knows the variance (as that of a difference at the margin does,
+    :func:`rankprobe.report.equivalence.variance_at_margin`), pass it as ``least_row_variance``: a smaller observed
+    variance is raised to it, rows' and rest in proportion.
 
     References
     ----------

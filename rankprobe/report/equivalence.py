@@ -74,9 +74,10 @@ def equivalence(
 
     Notes
     -----
-    The standard error covers seeds and rows (:mod:`rankprobe.report.crossed`). Rows of accuracies that hardly differ
-    are taken to differ as much as a difference at the margin would make them; rows of which none differs give at least
-    the exact binomial ``(1 - margin) ** rows``, since at the margin that share of all rows differs.
+    The standard error covers seeds and rows (:mod:`rankprobe.report.crossed`). For the accuracy its rows' part is the
+    one at the margin (:func:`variance_at_margin`) where that is larger, which matters where the two hardly differ; rows
+    of which none differs give at least the exact binomial ``(1 - margin) ** rows``, since at the margin that share of
+    all rows differs.
 
     References
     ----------
@@ -86,7 +87,11 @@ def equivalence(
     _check(a, b, margin)
     bound = math.log1p(margin) if metric in LOWER_IS_BETTER else margin
     binary = metric == "accuracy"
-    difference = crossed_difference(a, b, metric=metric, least_row_variance=margin * (1 - margin) if binary else 0.0)
+    least = 0.0
+    if binary:
+        only_a, only_b = np.mean([_only_one_right(x, y) for x, y in zip(a, b, strict=True)], axis=0)
+        least = variance_at_margin(only_a, only_b, margin)
+    difference = crossed_difference(a, b, metric=metric, least_row_variance=least)
     parts = (difference.seed_se, difference.row_se, difference.n_seeds)
     half = float(critical_value(alpha, *parts))
     p_not_worse, p_not_better = tail_probability([difference.estimate + bound, bound - difference.estimate], *parts)
@@ -122,6 +127,46 @@ def crossed_difference(
     return crossed_mean(np.stack(values), seed_values=scores, least_row_variance=least_row_variance)
 
 
+def variance_at_margin(only_a: float, only_b: float, margin: float) -> float:
+    """Variance over rows that the difference of two models would have if it were exactly at the margin.
+
+    Parameters
+    ----------
+    only_a, only_b : float
+        Shares of the rows that just ``a``, and just ``b``, gets right.
+    margin : float
+        The nearer of ``-margin`` and ``margin`` is meant.
+
+    Returns
+    -------
+    float
+        Of one row's difference, -1, 0 or 1: what is most likely of all that have their mean at the margin.
+
+    Notes
+    -----
+    A sample in which the two happen to differ on few rows has a small difference and a small variance at once, so that
+    a test with the observed variance claims equivalence too often: 6.2 % instead of 5 with ten seeds, 872 rows and
+    accuracies of 0.95 (studies/answer-simulation). The score test takes the variance at the margin instead.
+
+    References
+    ----------
+    Nam (1997), Biometrics 53(4). Tango (1998), "Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design", Statistics in Medicine 17(8), eq. 7.
+
+    Examples
+    --------
+    Nothing differs; at a margin of 0.02 two rows in a hundred would.
+
+    >>> round(variance_at_margin(0.0, 0.0, 0.02), 6)
+    0.0196
+    """
+    fewer, more = min(only_a, only_b), max(only_a, only_b)
+    b = (2 - more + fewer) * margin - more - fewer
+    # The share of the rarer of the two: positive root of 2 q² + b q - fewer * margin * (1 - margin) = 0.
+    share = (math.sqrt(b * b + 8 * fewer * margin * (1 - margin)) - b) / 4
+    return 2 * share + margin * (1 - margin)
+
+
 def fixed_sequence(p_values: Sequence[float], alpha: float = ALPHA) -> list[str]:
     """Test after test in an order fixed beforehand, each at the full alpha, up to the first that fails.
 
@@ -150,6 +195,12 @@ def fixed_sequence(p_values: Sequence[float], alpha: float = ALPHA) -> list[str]
     """
     passed = next((i for i, p in enumerate(p_values) if not p <= alpha), len(p_values))
     return [YES] * passed + [NO] * (passed < len(p_values)) + [NOT_TESTED] * (len(p_values) - passed - 1)
+
+
+def _only_one_right(x: tuple, y: tuple) -> tuple[float, float]:
+    """Shares of the rows that just the first, and just the second, gets right."""
+    first, second = np.equal(*x[:2]), np.equal(*y[:2])
+    return float((first & ~second).mean()), float((second & ~first).mean())
 
 
 def _check(a: Sequence, b: Sequence, margin: float) -> None:

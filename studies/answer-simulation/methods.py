@@ -6,6 +6,7 @@ import numpy as np
 from scipy import stats
 
 from rankprobe.report.crossed import crossed_mean, tail_probability
+from rankprobe.report.equivalence import variance_at_margin
 
 CROSSED, SATTERTHWAITE, SEEDS, ROWS = "seeds and rows", "the same, Satterthwaite", "t over seeds", "rows alone"
 METHODS = (CROSSED, SATTERTHWAITE, SEEDS, ROWS)
@@ -28,7 +29,8 @@ def p_values(differences: np.ndarray, margin: float) -> dict[str, float]:
         *rows alone* takes these seeds as all there are.
     """
     n, n_rows = differences.shape
-    whole = crossed_mean(differences, least_row_variance=margin * (1 - margin))
+    only_a, only_b = float((differences > 0).mean()), float((differences < 0).mean())
+    whole = crossed_mean(differences, least_row_variance=variance_at_margin(only_a, only_b, margin))
     distance = margin - abs(whole.estimate)  # to the nearer of the two bounds, whose p-value is the larger
     degrees = (n - 1) * (whole.se / whole.seed_se) ** 4
     return {

@@ -70,8 +70,14 @@ def write_pair(folder: Path, layers: int, shard_bytes: int) -> tuple[Path, Path,
 
     for side in sides:
         side.mkdir()
-        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True,
-                  "num_attention_heads": 16, "num_key_value_heads": 16, "hidden_size": HIDDEN}
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "tie_word_embeddings": True,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "hidden_size": HIDDEN,
+        }
         (side / "config.json").write_text(json.dumps(config))
     for name, shape in shapes(layers):
         W0 = 0.02 * torch.randn(shape, generator=generator)
@@ -136,8 +142,13 @@ def main(layers: int, shard_mb: int, folder: Path | None, out: Path) -> None:
     quarter = max(1, len(same) // 4)
     ratio = float(np.median(same[-quarter:]) / np.median(same[:quarter]))
     rows = [
-        {"measure": "maxrss", "value": maxrss / MIB, "unit": "MiB", "bound": bound / MIB,
-         "verdict": "met" if maxrss <= bound else "missed"},
+        {
+            "measure": "maxrss",
+            "value": maxrss / MIB,
+            "unit": "MiB",
+            "bound": bound / MIB,
+            "verdict": "met" if maxrss <= bound else "missed",
+        },
         {"measure": "largest_matrix_float64", "value": largest / MIB, "unit": "MiB"},
         {"measure": "checkpoint", "value": total / MIB, "unit": "MiB a side"},
         {"measure": "time", "value": seconds, "unit": "s"},

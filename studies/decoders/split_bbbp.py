@@ -1,6 +1,6 @@
 """BBBP.csv → train.csv and eval.csv: a molecule goes where the sha256 of its SMILES says, 80 % to training.
 
-    python studies/decoders/split_bbbp.py BBBP.csv FOLDER
+python studies/decoders/split_bbbp.py BBBP.csv FOLDER
 """
 
 from __future__ import annotations

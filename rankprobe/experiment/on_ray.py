@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -69,8 +70,9 @@ def connect(address: str | None = None) -> Iterator[OnRay]:
     ours = not ray.is_initialized()
     if ours:
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             got = f"{address or 'none that runs'} ({why})"
             next_step = "Start one with: ray start --head. Or leave out --address"
@@ -80,6 +82,19 @@ def connect(address: str | None = None) -> Iterator[OnRay]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Ask for a connection to host:port: Ray itself would try for minutes.
+
+    Raises
+    ------
+    OSError
+        If nobody answers there.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class OnRay:
@@ -118,7 +133,7 @@ class OnRay:
         """
         if not pieces:
             return
-        pieces = [replace(p, runs=tuple(replace(r, folder=r.folder.absolute()) for r in p.runs)) for p in pieces]
+        pieces = [replace(piece, runs=tuple(_absolute(run) for run in piece.runs)) for piece in pieces]
         needs = self._needs(pieces[0])
         agenda = Agenda(pieces, observer, stop)
         under_way: dict[Any, tuple[Piece, int]] = {}
@@ -232,6 +247,12 @@ class OnRay:
             lane.begin("", 0)
             agenda.end(piece)
         return answer.records
+
+
+def _absolute(run: PlannedRun) -> PlannedRun:
+    """The run with paths that mean the same in another working directory."""
+    source = replace(run.source, path=run.source.path.absolute())
+    return replace(run, folder=run.folder.absolute(), source=source)
 
 
 @contextlib.contextmanager

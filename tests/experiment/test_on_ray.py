@@ -1,7 +1,9 @@
 """The driver's part of Ray, on a stand-in that runs tasks at once and can lose them; tests/ray has a real cluster."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from rankprobe.errors import UsageError, WorkError
 from rankprobe.experiment import errand as errands
 from rankprobe.experiment import pieces
-from rankprobe.experiment.on_ray import OnRay
+from rankprobe.experiment.on_ray import OnRay, connect
 from rankprobe.experiment.store import lock
 from rankprobe.experiment.sweep import run_study
 from tests.experiment.test_jobs import FULL, HEAD, LORA, Listener, base, planned, task  # noqa: F401 (fixtures)
@@ -164,3 +166,27 @@ def test_a_node_without_rankprobe_is_said_in_a_line(tmp_path, base, task, monkey
     study = planned(tmp_path / "runs", base, task, HEAD)
     with pytest.raises(WorkError, match=r"Got ModuleNotFoundError: No module named 'rankprobe'. Install this version"):
         list(run_study(study, executor=OnRay(cluster)))
+
+
+def test_an_address_where_nobody_answers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=None))
+    with pytest.raises(WorkError, match=r"the Ray cluster must answer. Got 127.0.0.1:9 \(.*refused\). Start one with"):
+        connect("127.0.0.1:9").__enter__()  # nothing listens on port 9 of this machine
+
+
+def test_paths_mean_the_same_in_another_working_directory(tmp_path, base, task, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(base.path.parent)
+    run = planned(Path("runs"), replace(base, path=Path(base.path.name)), task, HEAD)
+    cluster = Cluster()
+    work = run_study(run, executor=OnRay(cluster))
+    (tmp_path / "elsewhere").mkdir()
+    get = cluster.get
+
+    def from_elsewhere(ref):
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path / "elsewhere")
+            return get(ref)
+
+    monkeypatch.setattr(cluster, "get", from_elsewhere)
+    assert [record["status"] for record in work] == ["ok"]
+    assert (base.path.parent / "runs").is_dir() and not list((tmp_path / "elsewhere").iterdir())

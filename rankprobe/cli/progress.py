@@ -124,6 +124,8 @@ class _Lane:
         """A run starts; the one before is over, also where it ended early."""
         self._whole._over += self.steps
         self.label, self.note, self.done, self.steps = label, "loading", 0, steps
+        if self._task is not None:
+            self._whole._progress.reset(self._task)  # its clock and its ETA are the run's own
         self._whole._show()
 
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:

@@ -45,6 +45,7 @@ def furnish(folder: Path) -> None:
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]")
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
@@ -97,26 +98,36 @@ def same(one: tuple, other: tuple) -> bool:
     return one[0] == other[0] and tables
 
 
-def workers(folder: Path, parent: int) -> set[int]:
-    """Processes that hold an unfinished run, the sweep's own left out."""
+def holders(folder: Path) -> set[int]:
+    """Living processes that hold an unfinished run: the sweep's own where it does them in turn, else workers."""
     pids = set()
     for path in folder.glob("runs/*/.lock"):
         pid = path.read_text().partition(" ")[0]
-        if pid.isdigit() and int(pid) != parent and Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not (path.parent / "run.json").exists() and alive(int(pid)):
             pids.add(int(pid))
     return pids
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and not only because nobody has asked after its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def at_work(folder: Path, process: multiprocessing.process.BaseProcess) -> set[int]:
+    """Wait until a sweep is at a run; nobody where it ended before."""
+    while process.is_alive():
+        if found := holders(folder):
+            return found
+        time.sleep(0.005)
+    return set()
 
 
 def seconds_until_gone(pids: set[int], patience: float = 60.0) -> float:
     """How long some processes outlive this moment; infinite where they do not end."""
     begun = time.monotonic()
-
-    def alive(pid: int) -> bool:
-        try:  # Z: dead, and nobody has asked after it
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
-
     while any(alive(pid) for pid in pids):
         if time.monotonic() - begun > patience:
             return float("inf")
@@ -145,28 +156,19 @@ def disturbed(folder: Path, number: int, rng: random.Random, duration: dict[tupl
     while True:
         victim, arguments = VICTIMS[rng.randrange(len(VICTIMS))] if len(kills) < KILLS_A_SWEEP else ("", IN_TURN)
         process = start(folder, arguments)
-        begun, moment = time.monotonic(), rng.uniform(0, duration[arguments])
-        if victim:
-            process.join(moment)
-        hit, found = process.pid, set()
-        if victim == "one of two workers":
-            while process.is_alive() and not (found := workers(folder, process.pid)):
-                time.sleep(0.01)
-            hit = rng.choice(sorted(found)) if found else None
-        if not victim or hit is None or not process.is_alive():
-            process.join()
-        else:
-            at_work = workers(folder, process.pid)
-            with contextlib.suppress(ProcessLookupError):  # a worker that has just ended
-                os.kill(hit, signal.SIGKILL)
-            seconds = time.monotonic() - begun
-            gone = None
-            if hit == process.pid:
-                process.join()
-                gone = seconds_until_gone(at_work) if arguments == TWO else None
-            else:
-                process.join()  # the sweep does the lost run again by itself
-            kills.append(Kill(number, victim, round(seconds, 3), len(finished(folder)), gone and round(gone, 3)))
+        if victim and at_work(folder, process):
+            begun = time.monotonic()
+            process.join(rng.uniform(0, duration[arguments]))
+            workers = at_work(folder, process) - {process.pid} if arguments == TWO else set()
+            hit = rng.choice(sorted(workers) or [None]) if victim == "one of two workers" else process.pid
+            if process.is_alive() and hit is not None:
+                with contextlib.suppress(ProcessLookupError):  # a worker that has just ended
+                    os.kill(hit, signal.SIGKILL)
+                kill = Kill(number, victim, round(time.monotonic() - begun, 3), len(finished(folder)), None)
+                kills.append(kill)
+                if workers and hit == process.pid:
+                    kill.workers_gone_s = round(seconds_until_gone(workers), 3)
+        process.join()  # where a worker was hit the sweep does its run again by itself
         now = finished(folder)
         if kills:
             kills[-1].lost += len(safe.keys() - now.keys())
@@ -192,14 +194,15 @@ def main() -> None:
             folder = base / f"undisturbed-{len(duration)}"
             folder.mkdir()
             furnish(folder)
-            since = time.monotonic()
             process = start(folder, arguments)
+            at_work(folder, process)
+            since = time.monotonic()
             process.join()
             duration[arguments] = time.monotonic() - since
             if process.exitcode or (expected is not None and not same(results(folder), expected)):
                 raise SystemExit(f"undisturbed sweeps differ:\n{(folder / 'log').read_text()}")
             expected = results(folder)
-            print(f"undisturbed, {' '.join(arguments)}: {duration[arguments]:.1f} s", flush=True)
+            print(f"undisturbed, {' '.join(arguments)}: {duration[arguments]:.1f} s of work", flush=True)
         number = 0
         while len(kills) < options.kills:
             number += 1

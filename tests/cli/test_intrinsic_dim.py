@@ -52,3 +52,16 @@ def test_tables_page_and_going_on(bench):
 def test_bad_input(bench, options, message):
     refused(rankprobe(*COMMAND, *options), 2, message)
     assert not (bench / "out").exists() and not list(bench.glob("runs/*"))
+
+
+def test_seeds_in_two_processes_give_the_same_tables(bench):
+    assert rankprobe(*COMMAND).exit_code == 0
+    both = ("--threads", "2", "--jobs", "2", "--runs", "runs2")  # a thread a run, as before
+    result = rankprobe(*COMMAND[:-1], "out2", *both)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in bench.glob("runs/*")} == {path.name for path in bench.glob("runs2/*")}
+    for name in ("intrinsic_curve.csv", "intrinsic_dimension.csv"):
+        one, two = (pd.read_csv(f"{out}/{name}") for out in ("out", "out2"))
+        same = one.columns.drop("train_time_s", errors="ignore")
+        pd.testing.assert_frame_equal(one[same], two[same])
+    assert not list(bench.glob("runs2/did*/model")) and list(bench.glob("runs2/full*/functional_rank.csv"))

@@ -47,7 +47,7 @@ def reproduce_paper(
 
     Fine-tunes one pretrained model fully and with LoRA at several r, takes the SVD of every dW, measures accuracy
     against kept rank and latency, and writes tables, pictures, report.html and claims.csv with a verdict a claim.
-    Tables are renewed after every run; killed at any moment, the same command goes on where it stopped.
+    Tables and pages are renewed as runs end; killed at any moment, the same command goes on where it stopped.
     """
     from rankprobe.paper.reproduce import check_trained, load_scale, needs_of, only_what_is_needed
 

@@ -28,7 +28,7 @@ def figure_3(findings: Findings) -> Picture | None:
         of = table[table["kind"] == kind]
         for axes, rows, what in (
             (panels[0, column], of[of["layer"] == middle], f"layer {middle}"),
-            (panels[1, column], of, f"mean of {of['name'].nunique()} layers"),
+            (panels[1, column], of, f"mean of {of['layer'].nunique()} layers"),
         ):
             grid, high = _grid(rows, "phi"), _grid(rows, "random_high")
             image = phi_map(axes, grid, grid > high, top)
@@ -41,7 +41,7 @@ def figure_3(findings: Findings) -> Picture | None:
         "φ(i, j) of the first i directions of LoRA with r = 8 and the first j with r = 64, right singular vectors of "
         f"the factors A, same seed. Grey: not above the 95 % interval of random subspaces. The paper's Figure 3 has "
         f"φ(1, 1) above 0.5 on GPT-3; here it is {table[(table['i'] == 1) & (table['j'] == 1)]['phi'].median():.2f} in "
-        f"the median of {table['name'].nunique()} matrices."
+        f"the median of {len(table[['layer', 'kind']].drop_duplicates())} matrices."
     )
     return Picture("figure3", "What r = 8 and r = 64 share", figure, caption)
 

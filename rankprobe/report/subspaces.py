@@ -119,9 +119,13 @@ def mean_of(counts: pd.Series, k: int) -> Estimate:
 
 
 def figure_tables(pairs: Pairs) -> dict[str, pd.DataFrame]:
-    """``figure3`` and ``figure4``: φ(i, j) of every matrix, with random subspaces' mean and interval."""
+    """``figure3`` and ``figure4``: φ(i, j) of every matrix, with random subspaces' mean and interval.
+
+    A row a cell: the layer and the kind say which matrix it is, and φ has four decimals here, so that 64 x 64 cells of
+    every matrix stay a file that can be sent around. The pair's own overlap.csv in the run store has all digits.
+    """
     return {
-        figure: pairs[name]["overlap"]
+        figure: pairs[name]["overlap"].drop(columns="name").round(4)
         for figure, name in (("figure3", "r8-r64"), ("figure4", "r64-seeds"))
         if name in pairs
     }

@@ -110,7 +110,9 @@ def test_tables_have_medians_and_the_papers_numbers():
     counts = intruders_table(found).set_index("method")
     assert counts.loc["full", "mean"] == 0 and counts.loc["base", "mean"] == 0
     assert intruders_table(found)["lora_r"].dropna().tolist() == [1, 4, 64]
-    assert set(figure_tables(found)) == {"figure3", "figure4"}
+    figures = figure_tables(found)
+    assert set(figures) == {"figure3", "figure4"} and "name" not in figures["figure4"]
+    assert not figures["figure4"].duplicated(["layer", "kind", "i", "j"]).any()
     assert table_7({}, published()).empty and intruders_table({}).empty and not figure_tables({})
 
 

@@ -7,9 +7,9 @@ A *configuration* is what is compared: method, r, alpha, targets, learning rate;
 from __future__ import annotations
 
 import math
-import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -181,7 +181,7 @@ def difference(a: list[dict], b: list[dict]) -> Estimate | None:
             return t_interval(values, over="paired seeds")
         return Estimate(float(np.mean(values)), np.nan, np.nan, "no interval: predictions.csv is not here", len(values))
     for x, y in zip(left, right, strict=True):
-        if not np.array_equal(x["row"], y["row"]):
+        if not np.array_equal(x.row, y.row):
             raise UsageError(
                 must(
                     "predictions of two runs",
@@ -190,7 +190,7 @@ def difference(a: list[dict], b: list[dict]) -> Estimate | None:
                     "Redo the runs on one task",
                 )
             )
-    return paired_difference([_columns(t) for t in left], [_columns(t) for t in right], metric=metric)
+    return paired_difference([t.scored for t in left], [t.scored for t in right], metric=metric)
 
 
 def something_to_lose(runs: list[dict]) -> Estimate | None:
@@ -209,7 +209,7 @@ def mean_score(ok: list[dict]) -> Estimate:
     metric = main_metric(ok[0])
     tables = [predictions(run) for run in ok]
     if all(t is not None for t in tables):
-        return score_interval([_columns(t) for t in tables], metric=metric)
+        return score_interval([t.scored for t in tables], metric=metric)
     values = [run["metrics"][metric] for run in ok]
     if len(values) >= MIN_SEEDS and np.ptp(values) > 0:
         return t_interval(values)
@@ -220,8 +220,29 @@ def mean_score(ok: list[dict]) -> Estimate:
     return Estimate(float(np.mean(values)), np.nan, np.nan, "no interval: predictions.csv is not here", len(values))
 
 
-def predictions(run: dict) -> pd.DataFrame | None:
-    """A run's predictions.csv: row, label, prediction, score; None where the file is not there."""
+class Predictions(NamedTuple):
+    """A run's predictions.csv as arrays of shape (n,).
+
+    Attributes
+    ----------
+    row : ndarray of object
+        Names of the evaluation rows. Runs on the same rows share one array.
+    label, prediction, score : ndarray
+    """
+
+    row: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    score: np.ndarray
+
+    @property
+    def scored(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What scores are made of: label, prediction, score."""
+        return self[1:]
+
+
+def predictions(run: dict) -> Predictions | None:
+    """A run's predictions.csv; None where the file is not there."""
     path = Path(run["path"]) / "predictions.csv"
     try:
         return _read_predictions(path, path.stat().st_mtime_ns)
@@ -230,13 +251,18 @@ def predictions(run: dict) -> pd.DataFrame | None:
 
 
 @lru_cache(maxsize=4096)
-def _read_predictions(path: Path, mtime_ns: int) -> pd.DataFrame:
+def _read_predictions(path: Path, mtime_ns: int) -> Predictions:
     """Kept in memory: tables are made anew as runs of a sweep end, and a finished run does not change."""
-    table = pd.read_csv(path, dtype={"row": str}, keep_default_na=False, na_values=[""])
-    # The rows' names are most of it, and the same in all runs: of a thousand they are kept once.
-    table["row"] = np.array([sys.intern(row) for row in table["row"]], dtype=object)
-    return table
+    table = pd.read_csv(path, dtype={"row": object}, keep_default_na=False, na_values=[""])
+    row, *others = (table[name].to_numpy() for name in Predictions._fields)
+    return Predictions(_kept_once(row), *others)
 
 
-def _columns(table: pd.DataFrame) -> tuple:
-    return table["label"].to_numpy(), table["prediction"].to_numpy(), table["score"].to_numpy()
+# Names of evaluation rows by their number and their first and last.
+_known_rows: dict[tuple, np.ndarray] = {}
+
+
+def _kept_once(names: np.ndarray) -> np.ndarray:
+    """The array of these names that is in memory already, if there is one: they are most of a predictions.csv."""
+    known = _known_rows.setdefault((len(names), *names[:1], *names[-1:]), names)
+    return known if np.array_equal(known, names) else names

@@ -69,7 +69,7 @@ def dimensions_table(runs: list[dict], share: float = 0.9) -> pd.DataFrame:
     curves = {m: _by_d(of) for m, of in zip(METHODS, subspaces, strict=True) if of}
     if not curves or not full:
         return pd.DataFrame(columns=DIMENSIONS)
-    labels = predictions(full[0])["label"].to_numpy()
+    labels = predictions(full[0]).label
     D = full[0]["params"]["total"] - full[0]["params"]["head"]
     found = intrinsic_dimensions(labels, curves, [_predicted(run) for run in full], _score_of(full[0]), share,
                                  head=[_predicted(run) for run in head])  # fmt: skip
@@ -165,7 +165,7 @@ def _by_d(runs: list[dict]) -> dict[int, list[np.ndarray]]:
 
 
 def _predicted(run: dict) -> np.ndarray:
-    return predictions(run)["prediction"].to_numpy()
+    return predictions(run).prediction
 
 
 def _score_of(run: dict):

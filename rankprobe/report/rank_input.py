@@ -89,9 +89,8 @@ def _configuration(group: list[dict], rows: dict[str, np.ndarray]) -> Configurat
             if table is None:
                 next_step = "Answer where the sweep ran; a clone has no predictions"
                 raise UsageError(must("A run", "have its predictions.csv", f"none for {run['run_id']}", next_step))
-            names = table["row"].to_numpy()
-            if not np.array_equal(names, rows.setdefault("first", names)):
+            if not np.array_equal(table.row, rows.setdefault("first", table.row)):
                 rule = "be of the same rows in the same order"
                 raise UsageError(must("predictions of two runs", rule, run["run_id"], "Redo the runs on one task"))
-            seeds[run["spec"]["seed"]] = tuple(table[name].to_numpy() for name in ("label", "prediction", "score"))
+            seeds[run["spec"]["seed"]] = table.scored
     return Configuration(say.method_name(spec), spec["r"] if spec["method"] == "lora" else None, seeds)

@@ -155,7 +155,8 @@ class RankCallback(TrainerCallback):
         self._forget()
         if not state.is_world_process_zero:
             return
-        self._handler = self._handler or _calling_handler()
+        # Who calls now: a callback may serve one Trainer after the other, as in cross-validation.
+        self._handler = _calling_handler() or self._handler
         if self._handler is None:
             got = "a call from elsewhere"
             raise UsageError(must("RankCallback", "be called by a Trainer", got, "Call RankCallback().attach(trainer)"))

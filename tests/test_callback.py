@@ -4,6 +4,7 @@ import csv
 import itertools
 import math
 
+import pandas as pd
 import peft
 import pytest
 import torch
@@ -140,19 +141,25 @@ def test_pefts_lora_is_measured_by_its_factors(folders, tmp_path, monkeypatch, k
 
 
 @pytest.mark.parametrize("targets", ["q,v", "c_attn"])
-def test_our_own_lora_too(folders, tmp_path, monkeypatch, targets):
+@pytest.mark.parametrize("rslora", [False, True])
+def test_our_own_lora_too(folders, tmp_path, monkeypatch, targets, rslora):
     monkeypatch.setattr(watched, "singular_values", None)
     model = classifier(folders["gpt2"])
     model.config.pad_token_id = 0
-    layers = apply_lora(model, target_sites(model_shapes(model), "q,v"), 3, 12.0)
-    trainer = trainer_of(model, tmp_path, [always(targets=targets)])
+    sites = target_sites(model_shapes(model), "q,v")
+    ranks = {site.name: 1 if site.kind == "v" else 3 for site in sites}  # with rsLoRA its scaling is not q's
+    layers = apply_lora(model, sites, 3, 12.0, rslora=rslora, ranks=ranks)
+    trainer = trainer_of(model, tmp_path, [always(targets=targets, path=tmp_path / "ranks.csv")])
     trainer.train()
     found = by_step(trainer)[6]
+    table = pd.read_csv(tmp_path / "ranks.csv").query("step == 6")
     for number, layer in enumerate(layers.values()):
-        for kind, A, B in zip("qv", layer.A, layer.B, strict=True):
+        for kind, A, B, scaling in zip("qv", layer.A, layer.B, layer.scalings, strict=True):
             stable, energy = oracle((B @ A).detach())
             assert found[f"rank/layer{number}.{kind}/stable"] == pytest.approx(stable, rel=1e-5)
             assert found[f"rank/layer{number}.{kind}/energy_90"] == energy
+            sigma = scaling * float(torch.linalg.matrix_norm((B @ A).detach().double(), 2))
+            assert (table["sigma_max"] / sigma - 1).abs().min() < 1e-5
 
 
 def test_adapters_that_are_active_together_add_up(folders):
@@ -184,6 +191,14 @@ def test_only_the_chosen_matrices_are_kept(folders, tmp_path):
     (W0,) = callback._at_start[1]
     assert W0.dtype == torch.bfloat16 and W0.shape == (32, 32)
     assert W0.data_ptr() != model.get_parameter(Q.format(1)).data_ptr()
+
+
+def test_one_callback_may_serve_one_trainer_after_the_other(folders, tmp_path):
+    callback, recorders = always(), [Recorder(), Recorder()]
+    for recorder in recorders:  # as in cross-validation
+        trainer_of(classifier(folders["bert"]), tmp_path, [callback, recorder]).train()
+    first, second = ([step for step, logs in r.seen if "rank/stable_rank_mean" in logs] for r in recorders)
+    assert first == second and 6 in first
 
 
 def test_trackers_get_the_figures_wherever_they_stand(folders, tmp_path):

@@ -85,7 +85,7 @@ def finetune(
         planned = plan_study(study, o.place(options), progress=progress)
     if planned.untuned:
         click.echo(f"rankprobe: warning: {planned.untuned}.", err=True)
-    observer = TerminalObserver(planned.steps_left)
+    observer = TerminalObserver(planned.steps_left(need_weights=True))
     with observer.live():
         records = list(run_study(planned, observer=observer, executor=InTurn(wait=False)))
     run_summary(records[0], planned.runs[0].folder)

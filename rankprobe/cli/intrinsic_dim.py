@@ -47,9 +47,8 @@ def intrinsic_dim(
     from rankprobe.cli.executors import executor
     from rankprobe.cli.intrinsic_work import render_intrinsic, show_dimensions
     from rankprobe.cli.progress import TerminalObserver, reading, say_record
-    from rankprobe.cli.show import problem
+    from rankprobe.cli.show import raise_bad
     from rankprobe.cli.sweep import rates_of
-    from rankprobe.errors import WorkError
     from rankprobe.experiment.intrinsic import finished_intrinsic, plan_intrinsic, run_intrinsic
     from rankprobe.experiment.output import hold_output
     from rankprobe.experiment.study import Configuration, Study
@@ -60,7 +59,7 @@ def intrinsic_dim(
         sweep = plan_intrinsic(
             study, o.place(options), methods=tuple(dict.fromkeys(m for m in methods.split(",") if m)), d_min=d_min,
             d_max=d_max, points_per_decade=points_per_decade, tolerance=tolerance, share=share, seeds=seeds,
-            lrs=rates_of(lrs), progress=progress,
+            lrs=rates_of(lrs, ("did", "said", "full", "head")), progress=progress,
         )  # fmt: skip
     if dry_run:
         done = len(finished_intrinsic(sweep))
@@ -88,7 +87,4 @@ def intrinsic_dim(
     if len(dimensions):
         show_dimensions(dimensions)
         click.echo(f"{out / 'report.html'}")
-    if bad:
-        first = next(iter(bad.values()))
-        why = problem(first, options["runs"] / first["run_id"])
-        raise WorkError(f"{len(bad)} of {len(records)} runs diverged or failed. {why}")
+    raise_bad(bad.values(), len(records), options["runs"])

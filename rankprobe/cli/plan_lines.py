@@ -25,8 +25,11 @@ def plan_lines(
     *,
     time_it: bool = False,
     follow: Sequence[PlannedStudy] = (),
+    need_weights: bool = True,
 ) -> None:
     """Print what would be done, and what will ``follow`` at rates that this chooses.
+
+    ``need_weights``: runs that dropped what they trained are done again.
 
     ``time_it``: how long it will take too, from a few steps of each kind of run.
     """
@@ -46,11 +49,11 @@ def plan_lines(
                 "steps": run.steps,
                 "trained": counts[run.run_id],
                 "dtype": run.spec.dtype,
-                "done": "yes" if finished(run.folder) else "",
+                "done": "yes" if finished(run.folder, need_weights=need_weights) else "",
             }
             for run in study.runs
         ]
-    left = sum(study.steps_left for study in studies)
+    left = sum(study.steps_left(need_weights=need_weights) for study in studies)
     print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {left:,} optimiser steps left")
     for study in studies:
         for run in study.truncate:
@@ -66,7 +69,8 @@ def plan_lines(
     if time_it and (left or then):
         from rankprobe.experiment.probe import expected_seconds
 
-        seconds = sum(expected_seconds([*(run for study in studies for run in study.runs), *then]).values())
+        runs = [*(run for study in studies for run in study.runs), *then]
+        seconds = sum(expected_seconds(runs, need_weights=need_weights).values())
         click.echo(f"about {duration(seconds)} in all, one after the other, by a few steps of each method")
 
 

@@ -8,7 +8,7 @@ from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.work import Extra
 from rankprobe.errors import RankprobeError
 from rankprobe.experiment.executors import Executor
-from rankprobe.experiment.intrinsic import IntrinsicSweep, plan_intrinsic, run_intrinsic
+from rankprobe.experiment.intrinsic import IntrinsicSweep, finished_intrinsic, plan_intrinsic, run_intrinsic
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
 from rankprobe.experiment.runs import PlannedRun
@@ -43,7 +43,9 @@ def extras(scale: Scale, planned: Sequence[PlannedStudy], place: Place, needs: N
     if scale.intrinsic:
         sweep = intrinsic_sweep(scale, place)
         last = sum(study.runs[0].task.name == planned[0].runs[0].task.name for study in planned)
-        entry = {"intrinsic": [run.run_id for run in sweep.reference.runs]}
+        # What an earlier call had finished stays in the plan, whatever this one comes to.
+        known = [run.run_id for run in sweep.reference.runs] + [run["run_id"] for run in finished_intrinsic(sweep)]
+        entry = {"intrinsic": list(dict.fromkeys(known))}
         if needs is None or needs.intrinsic:
             methods, ds = ", ".join(sweep.methods), ", ".join(map(str, sweep.ds))
             line = f"intrinsic dimension: {methods} at d = {ds}, then bisected"

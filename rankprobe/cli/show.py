@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from rankprobe.errors import must
+from rankprobe.errors import WorkError, must
 
 
 def print_table(table: pd.DataFrame, *, title: str, notes: str | None = None) -> None:
@@ -74,6 +75,20 @@ def problem(record: dict, folder: Path) -> str:
         return f"{record['run_id']} diverged: {record['error']}"
     error = " ".join(str(record["error"]).split())[:300]
     return must(record["run_id"], "end without an error", error, f"See {folder / 'error.txt'}")
+
+
+def raise_bad(bad: Iterable[dict], total: int, runs: Path) -> None:
+    """Say that some of a command's runs came to nothing, and why the first of them did.
+
+    Raises
+    ------
+    WorkError
+        If there are any.
+    """
+    records = list(bad)
+    if records:
+        why = problem(records[0], runs / records[0]["run_id"])
+        raise WorkError(f"{len(records)} of {total} runs diverged or failed. {why}")
 
 
 def _cell(value: object) -> str:

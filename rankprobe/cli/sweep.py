@@ -95,7 +95,7 @@ _OF_A_STUDY = (
     "--keep-weights/--drop-weights",
     default=True,
     show_default=True,
-    help="Keep what was trained; functional rank needs it.",
+    help="Keep what was trained; functional rank needs it. A finished run that dropped it is done again to keep it.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Tables and report.  [default: results/sweep-NAME]"
@@ -142,7 +142,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     with reading() as progress:
         plan = plan_sweep(studies, o.place(options), progress=progress)
     if dry_run:
-        plan_lines(plan.now, time_it=True, follow=plan.follow)
+        plan_lines(plan.now, time_it=True, follow=plan.follow, need_weights=keep_weights and plan.later is None)
         return
     first = studies[0]
     if out is None:
@@ -175,7 +175,7 @@ def _from_options(options: dict, keep_weights: bool) -> Study:
     """The study that options alone make."""
     from rankprobe.experiment.study import Configuration, Study
 
-    seeds, rates = options["seeds"], rates_of(options["lrs"])
+    seeds, rates = options["seeds"], rates_of(options["lrs"], ("lora", "full", "head"), alone="lora")
     same = {"dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds, "lr": rates.get("lora")}
     configurations = [Configuration("full", lr=rates.get("full"), seeds=seeds)] if options["full"] else []
     configurations += [
@@ -218,18 +218,35 @@ def _beside_a_file(
     return studies
 
 
-def rates_of(texts: tuple[str, ...]) -> dict[str, float]:
-    """``--lr`` options as rates by method."""
-    from rankprobe.errors import UsageError, must
-    from rankprobe.experiment.spec import METHODS
+def rates_of(texts: tuple[str, ...], methods: tuple[str, ...], *, alone: str | None = None) -> dict[str, float]:
+    """``--lr`` options as rates by method.
 
-    rates = {}
+    Parameters
+    ----------
+    texts : tuple of str
+        ``METHOD=RATE``.
+    methods : tuple of str
+        Those that the command trains.
+    alone : str, optional
+        The method whose rate one without a name is.
+
+    Raises
+    ------
+    UsageError
+        If a text is neither, or names another method: its rate would be for nothing.
+    """
+    from rankprobe.errors import UsageError, must
+
+    rates, next_step = {}, f"Pass --lr {methods[0]}=2e-3, say"
     for text in texts:
         method, _, rate = text.rpartition("=")
+        method = method or alone
         try:
-            rates[method or "lora"] = float(rate)
+            if method is None:
+                raise ValueError
+            rates[method] = float(rate)
         except ValueError:
-            raise UsageError(must("--lr", "be METHOD=RATE", repr(text), "Pass --lr lora=2e-3, say")) from None
-        if (method or "lora") not in METHODS:
-            raise UsageError(must("--lr", f"name one of {', '.join(METHODS)}", repr(text), "Pass --lr lora=2e-3, say"))
+            raise UsageError(must("--lr", "be METHOD=RATE", repr(text), next_step)) from None
+        if method not in methods:
+            raise UsageError(must("--lr", f"name one of {', '.join(methods)}", repr(text), next_step))
     return rates

@@ -12,14 +12,15 @@ import pandas as pd
 
 from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
-from rankprobe.cli.show import problem
+from rankprobe.cli.show import raise_bad
 from rankprobe.cli.tracking import track_run
-from rankprobe.errors import UsageError, WorkError, must
+from rankprobe.errors import UsageError, must
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.pairs import read_pairs
+from rankprobe.experiment.pieces import Unmeasured
 from rankprobe.experiment.store import finished, load_runs, read_latency
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
 from rankprobe.paper.parameter_counts import paper_parameter_counts
@@ -91,7 +92,8 @@ def run_studies(
     UsageError
         If the folder is not to be written to.
     WorkError
-        If a run diverged or failed; all others are done and reported first.
+        If a run diverged or failed, or its functional rank could not be measured; all others are done and reported
+        first.
     """
     planned = list(everything or studies)
     plan = {
@@ -112,21 +114,28 @@ def run_studies(
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
     earlier = read_plan(out) if out.is_dir() else None
-    observer = TerminalObserver(sum(study.steps_left for study in studies), LiveFile(out))
+    if then is not None and earlier and set(plan["runs"]) <= set(earlier["runs"]):
+        # Rates were chosen by an earlier call: the folder goes on showing what follows from them.
+        plan |= {key: earlier[key] for key in ("runs", "labels", "note", "main") if key in earlier}
+    # What chooses the rates is needed for its losses alone.
+    keep = keep_weights and then is None
+    observer = TerminalObserver(sum(study.steps_left(need_weights=keep) for study in studies), LiveFile(out))
     ends = None if hours is None else time.monotonic() + 3600 * hours
 
     def stop() -> bool:
         return ends is not None and time.monotonic() > ends
 
     bad: dict[str, dict] = {}
+    unmeasured: list[Unmeasured] = []
     tables, pages = Renewal(), Renewal(least_s=_PAGES_EVERY_S)
 
     def renew() -> None:
-        for due, figures in ((pages, True), (tables, False)):
-            if due.due():
-                with due:
-                    render(out, plan, runs_folder, figures=figures)
-                return
+        if pages.due():
+            with pages, tables:  # pages come with their tables: both rest
+                render(out, plan, runs_folder)
+        elif tables.due():
+            with tables:
+                render(out, plan, runs_folder, figures=False)
 
     todo, number = list(studies), 0
     with hold_output(out, plan), observer.live():
@@ -141,12 +150,10 @@ def run_studies(
             # is measured while nothing else runs.
             for part in _first_round_and_rest(study) if measure_latency and latency is not None else [study]:
                 said: set[str] = set()
-                # What chooses the rates is needed for its losses alone.
-                keep = keep_weights and then is None
                 work = run_study(
                     part, keep_weights=keep, observer=observer, stop=stop, executor=executor, pack=pack
                 )
-                for record in work:
+                for record in _unless(work, unmeasured):
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
                     for line in track_run(runs_folder / record["run_id"], track, out / "trackers"):
@@ -163,11 +170,12 @@ def run_studies(
                         claim_output(out, plan)  # an extra's entry may have grown
                         renew()
             if not todo and then is not None and not stop():
-                todo, then = list(then()), None
+                render(out, plan, runs_folder, figures=False)  # where no rate can be chosen, the tables say why
+                todo, then, keep = list(then()), None, keep_weights
                 planned += todo
                 plan |= {**_named(planned), "note": untuned_note(planned), "main": todo[0].runs[0].run_id}
                 claim_output(out, plan)
-                observer.expect(sum(study.steps_left for study in todo))
+                observer.expect(sum(study.steps_left(need_weights=keep) for study in todo))
         if measure_latency and not stop():
             _latency(latency, observer)
         observer.begin("tables, pictures and pages", 0)
@@ -176,10 +184,17 @@ def run_studies(
     if stop():
         done = sum(bool(finished(runs_folder / run_id)) for run_id in plan["runs"])
         click.echo(f"Stopped after {hours:g} hours with {done} of {len(plan['runs'])} runs; the same command goes on.")
-    if bad:
-        first = next(iter(bad.values()))
-        why = problem(first, runs_folder / first["run_id"])
-        raise WorkError(f"{len(bad)} of {len(plan['runs'])} runs diverged or failed. {why}")
+    raise_bad(bad.values(), len(plan["runs"]), runs_folder)
+    if unmeasured:
+        raise unmeasured[0]
+
+
+def _unless(work: Iterator[dict], unmeasured: list[Unmeasured]) -> Iterator[dict]:
+    """The records of some work; a functional rank that could not be measured is set aside, and is no reason to stop."""
+    try:
+        yield from work
+    except Unmeasured as error:
+        unmeasured.append(error)
 
 
 class Renewal:

@@ -34,17 +34,26 @@ class Errand:
     probe : str
         Name of a file in the run store; whoever reads ``token`` in it sees the same store.
     token : str
+    companions : bool
+        It needs the folders of finished runs: the one whose functional rank is to be measured, a pack's members.
     version : str
         Of rankprobe, which has to be the same.
     sent : dict of str to Files
-        By run_id, the folders of finished runs whose functional rank is to be measured where the store is not seen.
+        By run_id, those folders, where the store is not seen.
     """
 
     order: Order
     probe: str
     token: str
+    companions: bool = False
     version: str = field(default_factory=lambda: versions()["rankprobe"])
     sent: dict[str, Files] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, piece: Piece, probe: str, token: str, sent: dict[str, Files] | None = None) -> Errand:
+        """A piece as an errand: a functional rank needs its run, a pack its members that are finished."""
+        companions = piece.truncation or len(piece.unfinished()) < len(piece.runs)
+        return cls(Order.of(piece, 0), probe, token, companions, sent=sent or {})
 
     @property
     def sees_the_store(self) -> bool:
@@ -63,7 +72,7 @@ class Answer:
     Attributes
     ----------
     what : str
-        ``end``; ``locked`` or ``error``, with the error; ``send``: the run's folder has to be sent along.
+        ``end``; ``locked`` or ``error``, with the error; ``send``: finished runs' folders have to be sent along.
     records : list of dict
     made : dict of str to Files
         By run_id, what was made where the store is not seen.
@@ -95,7 +104,7 @@ def run_errand(errand: Errand, shared: tuple[ModelSource, Task]) -> Answer:
             for record in perform(piece, Silent()):
                 records.append(record)
             return Answer("end", records)
-        if piece.truncation and not errand.sent:
+        if errand.companions and not errand.sent:
             return Answer("send")
         with tempfile.TemporaryDirectory(prefix="rankprobe-") as place:
             runs = tuple(replace(run, folder=Path(place) / run.run_id) for run in piece.runs)

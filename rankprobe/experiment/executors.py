@@ -60,7 +60,8 @@ class InTurn:
                     agenda.pause()
                 continue
             try:
-                yield from perform(piece, observer)
+                for record in perform(piece, observer):
+                    yield from agenda.news(piece, [record])
             except LockedError as error:
                 if not self.wait:
                     raise

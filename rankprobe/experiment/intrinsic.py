@@ -59,7 +59,7 @@ class IntrinsicSweep:
     def steps_left(self) -> int:
         """Optimiser steps of the reference and of the grid that are not finished; the grid may end early."""
         grid = (run for method in self.methods for d in self.ds for run in self.runs(method, d))
-        return self.reference.steps_left + sum(run.steps for run in grid if not finished(run.folder))
+        return self.reference.steps_left() + sum(run.steps for run in grid if not finished(run.folder))
 
     @property
     def untuned(self) -> str:

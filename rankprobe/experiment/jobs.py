@@ -61,7 +61,7 @@ class Jobs:
         ------
         UsageError, OSError, MemoryError
             What a worker's run raised; the others are ended then.
-        WorkError
+        Unmeasured
             At the end, if a functional rank lost its worker twice.
         """
         agenda = Agenda(pieces, observer, stop)
@@ -113,7 +113,7 @@ class Jobs:
                 if what in ("begin", "stage", "say"):
                     getattr(lane, what)(*arguments)
                 elif what == "record":
-                    records.append(*arguments)
+                    records += agenda.news(worker.piece, arguments)
                 elif what == "end":
                     agenda.end(worker.take())
                     lane.begin("", 0)

@@ -22,9 +22,9 @@ from rankprobe.experiment.latency_variants import (
     sizes_of,
 )
 from rankprobe.experiment.models import set_threads
+from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.parts import Parts
 from rankprobe.experiment.provenance import device_record, git_state, versions
-from rankprobe.experiment.runs import Observer, Silent
 from rankprobe.experiment.store import RUN_FILE, finished, lock, write_atomic, write_table
 from rankprobe.training.latency import measure_latency
 from rankprobe.weights.architecture import canonical_targets

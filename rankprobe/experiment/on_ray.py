@@ -21,7 +21,6 @@ from rankprobe.experiment.pieces import Agenda, Piece
 from rankprobe.experiment.runs import PlannedRun
 from rankprobe.experiment.store import LockedError, finished, read_record
 from rankprobe.experiment.truncation import truncation_done
-from rankprobe.experiment.worker import Order
 
 # More than a process on this machine gets: a node that goes, as cheap ones do, is not its run's fault.
 _LOSSES = 4
@@ -157,11 +156,14 @@ class OnRay:
                             agenda.pause()
                         continue
                     ended, _ = self._ray.wait(list(under_way), timeout=_LOOK_AGAIN_S)
+                    for _, lane in under_way.values():  # no news is news: it is being worked on
+                        observer.lane(lane).stage("train", 0, 0, "on the cluster")
                     for ref in ended:
                         piece, lane = under_way.pop(ref)
                         answer = self._answer(ref)
                         if isinstance(answer, Answer) and answer.what == "send":
-                            sent = {run.run_id: read_files(run.folder) for run in piece.runs}
+                            there = [run for run in piece.runs if finished(run.folder, need_weights=piece.keep_weights)]
+                            sent = {run.run_id: read_files(run.folder) for run in there}
                             under_way[self._send(piece, probe, needs, sent)] = piece, lane
                             continue
                         yield from self._take(piece, answer, agenda, observer.lane(lane))
@@ -202,7 +204,7 @@ class OnRay:
         if shared is None:
             shared = self._ray.put((source, task))
             self._shared.append((source, task, shared))
-        errand = Errand(Order.of(piece, 0), *probe, sent=sent or {})
+        errand = Errand.of(piece, *probe, sent)
         # Retries are counted here rather than by Ray, which would tell nobody.
         task = self._task.options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)
         return task.remote(errand, shared)
@@ -246,7 +248,7 @@ class OnRay:
         else:
             lane.begin("", 0)
             agenda.end(piece)
-        return answer.records
+        return agenda.news(piece, answer.records)
 
 
 def _absolute(run: PlannedRun) -> PlannedRun:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 
 from rankprobe.errors import RankprobeError
 from rankprobe.experiment.models import count_parameters, set_threads
+from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pack_groups import check_pack
-from rankprobe.experiment.pack_model import PackedRuns, fits, prepare_pack, training_settings
-from rankprobe.experiment.runs import Observer, PlannedRun, Silent, attempt, clear_unfinished, complete, header, work
+from rankprobe.experiment.pack_model import PackedRuns, fits, prepare_pack
+from rankprobe.experiment.runs import PlannedRun, attempt, clear_unfinished, complete, header, work
+from rankprobe.experiment.spec import training_settings
 from rankprobe.experiment.store import finished, lock
 from rankprobe.methods.lora import unload_lora
 from rankprobe.methods.packed_lora import LoneState
@@ -79,7 +81,7 @@ def _execute(
     """Train a pack and complete those of its runs that are left, each recorded as soon as it is."""
     headers = {run.run_id: header(run) for run in left}
     try:
-        packed, results = _train(trained, observer)
+        packed, results = _train(trained, len(left), observer)
     except (RankprobeError, OSError, MemoryError):
         raise
     except Exception as error:
@@ -100,7 +102,8 @@ def _execute(
     return records
 
 
-def _train(runs: Sequence[PlannedRun], observer: Observer) -> tuple[PackedRuns, list[TrainResult]]:
+def _train(runs: Sequence[PlannedRun], left: int, observer: Observer) -> tuple[PackedRuns, list[TrainResult]]:
+    """Train the runs; ``left`` of them, whose steps the observer was told of, are not finished yet."""
     spec, task = runs[0].spec, runs[0].task
     set_threads(spec.threads)
     with fits(runs):
@@ -116,8 +119,7 @@ def _train(runs: Sequence[PlannedRun], observer: Observer) -> tuple[PackedRuns, 
             epochs=spec.epochs,
             problem=task.problem,
             progress=lambda done, total, loss: observer.stage(
-                # In steps of single runs, which is what an observer was told of.
-                "train", done * len(runs), total * len(runs), f"mean loss {loss:.3f}, {len(packed.pack.members)} left"
+                "train", done * left, total * left, f"mean loss {loss:.3f}, {len(packed.pack.members)} left"
             ),
             **training_settings(spec),
         )

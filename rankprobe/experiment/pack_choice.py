@@ -64,7 +64,7 @@ def parse_pack(text: str) -> int | None:
     """
     if text == "auto":
         return None
-    size = 1 if text == "off" else int(text) if text.isdigit() else 0
+    size = 1 if text == "off" else int(text) if text.isdecimal() else 0
     if size < 1:
         raise UsageError(must("--pack", "be auto, off or a number of runs", repr(text), "Pass --pack 8, say"))
     return size

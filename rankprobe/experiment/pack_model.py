@@ -13,7 +13,6 @@ from torch import nn
 from rankprobe.errors import WorkError, must
 from rankprobe.experiment.models import Prepared, load_base, set_dropout
 from rankprobe.experiment.runs import PlannedRun
-from rankprobe.experiment.spec import RunSpec
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.lora import LoRALayer, unload_lora
 from rankprobe.methods.packed_lora import LoneState, Pack, load_state, lone_state
@@ -79,12 +78,6 @@ def prepare_pack(runs: Sequence[PlannedRun]) -> PackedRuns:
     return PackedRuns(Pack(first[0], [states[i] for i in range(len(runs))]), *first)
 
 
-def training_settings(spec: RunSpec) -> dict:
-    """What training takes from a spec, but for the rate, the seed and how long it goes on."""
-    names = ("batch_size", "warmup_ratio", "weight_decay", "clip_norm", "dtype")
-    return {name: getattr(spec, name) for name in names}
-
-
 @contextlib.contextmanager
 def fits(runs: Sequence[PlannedRun]) -> Iterator[None]:
     """Say in one line that a pack is too large for a GPU: fewer at once are the way out, not another try."""
@@ -92,7 +85,7 @@ def fits(runs: Sequence[PlannedRun]) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         got = f"{len(runs)} runs, and: {str(error).splitlines()[0]}"
-        next_step = f"Pass --pack {max(1, len(runs) // 2)}"
+        next_step = f"Pass --pack {max(1, len(runs) // 2)} with another --out: finished runs are taken from the store"
         raise WorkError(must("A pack", "fit the device's memory", got, next_step)) from error
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankprobe.errors import WorkError, must
 from rankprobe.experiment.models import prepare, set_threads
 from rankprobe.experiment.pack_groups import check_pack
-from rankprobe.experiment.pack_model import fits, prepare_pack, training_settings
+from rankprobe.experiment.pack_model import fits, prepare_pack
 from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.spec import training_settings
 from rankprobe.training.batches import encode
 from rankprobe.training.packed import train_packed
 from rankprobe.training.train import train
@@ -92,7 +94,16 @@ def measure_pack(runs: Sequence[PlannedRun], *, steps: int = 3, rounds: int = 5)
 
 
 def seconds_a_step(training: Callable[[Callable], None]) -> float:
-    """Seconds a step, without the first."""
+    """Seconds a step, without the first.
+
+    Raises
+    ------
+    WorkError
+        If training diverged before its second step.
+    """
     ends: list[float] = []
     training(lambda *_: ends.append(time.perf_counter()))
+    if len(ends) < 2:
+        got = f"one that diverged at step {len(ends) + 1}"
+        raise WorkError(must("a trial of packing", "be a training of some steps", got, "Pass --pack off, or a number"))
     return (ends[-1] - ends[0]) / (len(ends) - 1)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rankprobe.errors import WorkError, must
+from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pack import execute_pack
-from rankprobe.experiment.runs import Observer, PlannedRun, execute, record_failure
+from rankprobe.experiment.runs import PlannedRun, execute, record_failure
 from rankprobe.experiment.store import LockedError, finished, lock
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
 
@@ -80,7 +81,8 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
     if piece.packed:
         yield from _perform_pack(piece, observer)
         return
-    for run in piece.unfinished():
+    # A run that another process has ended just now is heard of; a functional rank has no record of its own.
+    for run in piece.unfinished() if piece.truncation else piece.runs:
         with lock(run.folder):  # asked before the observer is told of a run that does not begin
             pass
         if piece.truncation:
@@ -94,11 +96,17 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
 
 def _perform_pack(piece: Piece, observer: Observer) -> Iterator[dict]:
     """Train what is left of a pack, which knows of its finished members too: one that was cut short is redone whole."""
-    left = {run.run_id for run in piece.unfinished()}
-    observer.begin(f"{len(piece.runs)} runs at once, {piece.runs[0].spec.what} and others", piece.steps)
-    for record in execute_pack(piece.runs, keep_weights=piece.keep_weights, observer=observer):
-        if record["run_id"] in left:
-            yield record
+    left = piece.unfinished()
+    for run in left:
+        with lock(run.folder):  # as above
+            pass
+    steps = sum(run.steps for run in left)
+    observer.begin(f"{len(piece.runs)} runs at once, {piece.runs[0].spec.what} and others", steps)
+    yield from execute_pack(piece.runs, keep_weights=piece.keep_weights, observer=observer)
+
+
+class Unmeasured(WorkError):
+    """A functional rank lost its worker too often: what was asked for is done but for that."""
 
 
 class Agenda:
@@ -124,6 +132,7 @@ class Agenda:
         self._not_before: dict[str, float] = {}
         self._losses: Counter[str] = Counter()
         self._given_up: list[str] = []
+        self._heard: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._left or self._begun)
@@ -137,7 +146,7 @@ class Agenda:
             if self._waits(piece):
                 continue
             self._left.remove(piece)
-            unfinished, records = piece.unfinished(), piece.records()
+            unfinished, records = piece.unfinished(), self.news(piece, piece.records())
             begins = bool(unfinished) and not self._stop()
             kept = (piece.runs if piece.packed else unfinished) if begins else ()
             if not piece.truncation:
@@ -154,6 +163,15 @@ class Agenda:
                 return None, records
         return None, []
 
+    def news(self, piece: Piece, records: Sequence[dict]) -> list[dict]:
+        """Of a piece's records those that are new: a piece that is put back has its finished runs still.
+
+        A run's record comes again with its functional rank.
+        """
+        new = [record for record in records if piece.truncation or record["run_id"] not in self._heard]
+        self._heard |= {record["run_id"] for record in new}
+        return new
+
     def end(self, piece: Piece) -> None:
         """A piece is done."""
         self._begun.remove(piece)
@@ -169,7 +187,7 @@ class Agenda:
         self._put_back(piece)
 
     def lost(self, piece: Piece, how: str, *, losses: int = 2) -> list[dict]:
-        """The worker that did a piece is lost. Returns the records of runs that are given up; these are written.
+        """The worker that did a piece is lost. Where it is given up, its runs' records, which are written.
 
         Parameters
         ----------
@@ -192,7 +210,7 @@ class Agenda:
             return []
         got, next_step = f"{how}, {losses} times", "Lower the batch size, or do fewer runs at once"
         error = must("what does a run", "live until its end", got, next_step)
-        return [record_failure(run, error) for run in unfinished]
+        return self.news(piece, [*piece.records(), *(record_failure(run, error) for run in unfinished)])
 
     def pause(self) -> None:
         """Wait a moment for what others hold."""
@@ -203,11 +221,11 @@ class Agenda:
 
         Raises
         ------
-        WorkError
+        Unmeasured
             If a functional rank could not be measured.
         """
         if self._given_up:
-            raise WorkError(self._given_up[0])
+            raise Unmeasured(self._given_up[0])
 
     def _waits(self, piece: Piece) -> bool:
         if piece.truncation and any(self._training[run.run_id] > 0 for run in piece.runs):
@@ -216,7 +234,7 @@ class Agenda:
         return soonest > time.monotonic() and not self._stop()
 
     def _put_back(self, piece: Piece) -> None:
-        """Its finished runs have been heard of, unless that was all."""
+        """What is left of a piece goes back to the front; a pack knows of its finished runs too."""
         self._begun.remove(piece)
         runs = piece.runs if piece.packed else piece.unfinished() or piece.runs
         if not piece.truncation:

@@ -91,7 +91,7 @@ def measure_pace(run: PlannedRun, *, seed: int = 0) -> Pace:
     return Pace(load_s, float(median(timed)) if len(timed) else 0.0, row_s)
 
 
-def expected_seconds(runs: Sequence[PlannedRun]) -> dict[str, float]:
+def expected_seconds(runs: Sequence[PlannedRun], *, need_weights: bool = False) -> dict[str, float]:
     """Expected duration of every run that is not finished, by run_id: a probe for each task and method.
 
     The largest r (or size) of a method stands for all of its sizes: on the models and ranks in use a step costs about
@@ -100,8 +100,10 @@ def expected_seconds(runs: Sequence[PlannedRun]) -> dict[str, float]:
     Parameters
     ----------
     runs : sequence of PlannedRun
+    need_weights : bool
+        A run that dropped its weights is not finished.
     """
-    todo = [run for run in runs if not finished(run.folder)]
+    todo = [run for run in runs if not finished(run.folder, need_weights=need_weights)]
     kinds: dict[tuple, list[PlannedRun]] = {}
     for run in todo:
         spec = run.spec

@@ -29,7 +29,7 @@ from rankprobe.experiment.models import (
 )
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.provenance import device_record, git_state, versions
-from rankprobe.experiment.spec import RunSpec
+from rankprobe.experiment.spec import RunSpec, training_settings
 from rankprobe.experiment.store import (
     RUN_FILE,
     LockedError,
@@ -46,7 +46,7 @@ from rankprobe.tasks.metrics import score
 from rankprobe.tasks.task import Task
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import Predictions, predict
-from rankprobe.training.train import TrainResult, total_steps, train
+from rankprobe.training.train import HISTORY, TrainResult, total_steps, train
 from rankprobe.weights.delta import Delta
 from rankprobe.weights.source import ModelSource
 
@@ -212,14 +212,10 @@ def work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
         prepared.tokenizer.pad_token_id,
         lr=spec.lr,
         epochs=spec.epochs,
-        batch_size=spec.batch_size,
         seed=spec.seed,
-        warmup_ratio=spec.warmup_ratio,
-        weight_decay=spec.weight_decay,
-        clip_norm=spec.clip_norm,
-        dtype=spec.dtype,
         problem=task.problem,
         progress=lambda done, total, loss: observer.stage("train", done, total, f"loss {loss:.3f}"),
+        **training_settings(spec),
     )
     return complete(run, prepared, params, result, keep_weights, observer)
 
@@ -246,7 +242,7 @@ def complete(
     observer : Observer
     """
     spec, task = run.spec, run.task
-    write_table(run.folder / "history.csv", pd.DataFrame(result.history))
+    write_table(run.folder / "history.csv", pd.DataFrame(result.history, columns=HISTORY))
     record = {
         "status": result.status,
         "error": result.error,

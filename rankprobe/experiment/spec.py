@@ -109,3 +109,9 @@ class RunSpec:
         """What all seeds of a configuration share, for people: ``docmatch: LoRA r=8 q,v, lr 0.002``."""
         rows = " (tuning rows)" if self.split == "tuning" else ""
         return f"{self.task}{rows}: {self.what}, lr {self.lr:g}"
+
+
+def training_settings(spec: RunSpec) -> dict:
+    """What training takes from a spec, but for the rate, the seed and how long it goes on."""
+    names = ("batch_size", "warmup_ratio", "weight_decay", "clip_norm", "dtype")
+    return {name: getattr(spec, name) for name in names}

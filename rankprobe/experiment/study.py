@@ -278,7 +278,7 @@ def parse_configuration(text: str) -> tuple[str, int | None]:
     ('lora', 8)
     """
     method, _, r = text.partition("-r")
-    if (method == "lora") != r.isdigit() or method not in ("full", "lora"):
+    if (method == "lora") != r.isdecimal() or method not in ("full", "lora"):
         raise UsageError(must("truncate", "name full or lora-rN", repr(text), "Write full or lora-r8, say"))
     return method, int(r) if r else None
 

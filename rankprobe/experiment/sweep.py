@@ -66,10 +66,9 @@ class PlannedStudy:
     runs: tuple[PlannedRun, ...]
     truncate: tuple[PlannedRun, ...]
 
-    @property
-    def steps_left(self) -> int:
-        """Optimiser steps of the runs that are not finished."""
-        return sum(run.steps for run in self.runs if not finished(run.folder))
+    def steps_left(self, *, need_weights: bool = False) -> int:
+        """Optimiser steps of the runs that are not finished; with ``need_weights`` of those too that dropped theirs."""
+        return sum(run.steps for run in self.runs if not finished(run.folder, need_weights=need_weights))
 
     @property
     def untuned(self) -> str:
@@ -102,6 +101,8 @@ def untuned_note(studies: Sequence[PlannedStudy]) -> str:
     """A sentence, where default learning rates are used on another model or task than theirs; else empty."""
     where: dict[str, list[str]] = {}
     for study in studies:
+        if not study.runs:  # a claim needs nothing of it
+            continue
         name, task = study.runs[0].source.name, study.runs[0].task.name
         default = any(c.lr is None and not c.lr_grid for c in study.study.configurations) and not study.study.tune
         if default and not (name == TUNED_ON[0] and task.partition("@")[0].startswith(TUNED_ON[1])):

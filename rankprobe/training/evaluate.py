@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, REGRESSION
 from rankprobe.training.batches import IGNORED, TARGETS, collate, sorted_batches
-from rankprobe.training.loss import pick_problem
+from rankprobe.training.loss import check_problem
 from rankprobe.training.precision import autocast
 
 EVAL_BATCH = 64
@@ -57,7 +57,7 @@ def logits(model: nn.Module, rows: Sequence[dict], pad_id: int, *, dtype: str = 
 
 
 def predict(model: nn.Module, rows: Sequence[dict], labels: Sequence[float], pad_id: int, *,
-            problem: str = CLASSIFICATION, regression: bool = False, dtype: str = "float32",
+            problem: str = CLASSIFICATION, dtype: str = "float32",
             batch_size: int = EVAL_BATCH, progress: Callable[[int, int], None] | None = None) -> Predictions:
     """Predictions, their scores and the mean loss.
 
@@ -71,12 +71,10 @@ def predict(model: nn.Module, rows: Sequence[dict], labels: Sequence[float], pad
     pad_id : int
     problem : str
         A task's.
-    regression : bool
-        Short for ``problem="regression"``.
     dtype : str
         ``"float32"``, or ``"bfloat16"`` for autocast.
     """
-    problem = pick_problem(problem, regression)
+    check_problem(problem)
     if problem == LANGUAGE_MODELLING:
         return _predict_tokens(model, rows, pad_id, dtype, batch_size, progress)
     out = logits(model, rows, pad_id, dtype=dtype, batch_size=batch_size, progress=progress).double()

@@ -12,8 +12,8 @@ from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, PROBLEMS, R
 from rankprobe.training.batches import IGNORED
 
 
-def pick_problem(problem: str, regression: bool) -> str:
-    """A problem's name, checked; ``regression`` is short for naming that one.
+def check_problem(problem: str) -> None:
+    """Refuse a problem that does not exist.
 
     Raises
     ------
@@ -22,7 +22,6 @@ def pick_problem(problem: str, regression: bool) -> str:
     """
     if problem not in PROBLEMS:
         raise UsageError(must("problem", f"be one of {', '.join(PROBLEMS)}", repr(problem), "Pass a task's problem"))
-    return REGRESSION if regression else problem
 
 
 def loss_of(problem: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -34,6 +33,7 @@ def loss_of(problem: str) -> Callable[[Tensor, Tensor], Tensor]:
         ``classification``: mean cross-entropy in nats of logits (n, classes) and class ids (n,). ``regression``: mean
         squared error of outputs (n, 1) and scores (n,). ``language_modelling``: see :func:`next_token_loss`.
     """
+    check_problem(problem)
     losses = {CLASSIFICATION: _cross_entropy, REGRESSION: _squared_error, LANGUAGE_MODELLING: next_token_loss}
     return losses[problem]
 
@@ -47,6 +47,7 @@ def member_losses_of(problem: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]
         Logits and truth are those of the members one after the other, each with as many rows; ``counted`` (members,
         rows) is 1.0 for rows that count and 0.0 for those that fill up a batch shorter than another member's.
     """
+    check_problem(problem)
     losses = {CLASSIFICATION: _cross_entropies, REGRESSION: _squared_errors, LANGUAGE_MODELLING: _next_token_losses}
     return losses[problem]
 

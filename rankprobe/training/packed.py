@@ -17,7 +17,7 @@ from rankprobe.methods.packed_lora import Pack
 from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, REGRESSION
 from rankprobe.training.batches import TARGETS, RowTable, epoch_batches
 from rankprobe.training.divergence import Watch
-from rankprobe.training.loss import member_losses_of, pick_problem
+from rankprobe.training.loss import member_losses_of
 from rankprobe.training.memory import peak_bytes, reset_peak
 from rankprobe.training.packed_adamw import PackedAdamW
 from rankprobe.training.precision import autocast
@@ -79,7 +79,6 @@ def train_packed(
     table = RowTable(rows, pad_id, device)
     total = total_steps(len(rows), batch_size, epochs)
     optimizer = PackedAdamW(pack, lrs, weight_decay=weight_decay, clip_norm=clip_norm)
-    problem = pick_problem(problem, regression=False)
     losses_of = member_losses_of(problem)
     truth = torch.as_tensor(list(labels), dtype=torch.float32 if problem == REGRESSION else torch.long).to(device)
     results = [TrainResult() for _ in seeds]

@@ -14,9 +14,12 @@ from rankprobe.errors import UsageError, must
 from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, REGRESSION
 from rankprobe.training.batches import TARGETS, collate, epoch_batches
 from rankprobe.training.divergence import Watch
-from rankprobe.training.loss import loss_of, pick_problem
+from rankprobe.training.loss import loss_of
 from rankprobe.training.memory import peak_bytes, reset_peak
 from rankprobe.training.precision import autocast
+
+# Of a training's history, a row a step.
+HISTORY = ("step", "epoch", "loss", "lr", "grad_norm")
 
 
 @dataclass
@@ -30,7 +33,7 @@ class TrainResult:
     error : str or None
         What diverged, and where.
     history : list of dict
-        One a step: step, epoch, loss (nats), lr, grad_norm (before clipping).
+        One a step, :data:`HISTORY`: loss in nats, grad_norm before clipping.
     train_time_s : float
     tokens : int
         Without padding.
@@ -89,7 +92,6 @@ def train(
     clip_norm: float = 1.0,
     dtype: str = "float32",
     problem: str = CLASSIFICATION,
-    regression: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> TrainResult:
     """Train what requires a gradient, in place.
@@ -115,8 +117,6 @@ def train(
         ``"float32"``, or ``"bfloat16"`` for autocast.
     problem : str
         A task's; it decides the loss, as :func:`rankprobe.training.loss.loss_of` has it.
-    regression : bool
-        Short for ``problem="regression"``.
     progress : callable, optional
         Called after each step with (steps done, total, loss).
 
@@ -133,7 +133,6 @@ def train(
     optimizer = make_optimizer(model, lr, weight_decay)
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
     lengths = [len(row["input_ids"]) for row in rows]
-    problem = pick_problem(problem, regression)
     batch_loss = loss_of(problem)
     truth = torch.as_tensor(list(labels), dtype=torch.float32 if problem == REGRESSION else torch.long)
     result = TrainResult()

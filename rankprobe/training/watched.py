@@ -237,9 +237,9 @@ def _adapted_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ..
 def _factors(layer: nn.Module, site: WeightSite) -> Iterator[tuple[Tensor, Tensor, float, Rows | None]]:
     """(B, A, scaling, rows of B) of a site, for each adapter that is active; none where LoRA leaves the site alone."""
     if isinstance(layer, LoRALayer):
-        for own, A, B in zip(layer.sites, layer.A, layer.B, strict=True):
+        for own, A, B, scaling in zip(layer.sites, layer.A, layer.B, layer.scalings, strict=True):
             if own.rows is None or own.rows == site.rows:
-                yield B, A, layer.scaling, site.rows if own.rows is None else None
+                yield B, A, scaling, site.rows if own.rows is None else None
         return
     for name in layer.active_adapters:
         if name in layer.lora_A:

@@ -114,7 +114,7 @@ def test_a_claim_on_an_r_that_is_not_trained_is_refused():
 
 
 @pytest.mark.parametrize(
-    "given, message", [("two", "be METHOD=RATE"), ("adapter=1e-3", "name one of full, head, lora")]
+    "given, message", [("two", "be METHOD=RATE"), ("bitfit=1e-3", "name one of lora, full, head")]
 )
 def test_a_rate_that_is_none_is_refused(given, message):
     result = run("sweep", "--lr", given, "--dry-run")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rankprobe.cli import progress
+from rankprobe.cli import progress, work
 from rankprobe.experiment.live import LiveFile, read_live
 from rankprobe.experiment.study_file import load_study
 from tests.cli.lab import COMPUTE, FILES, SMALL, SWEEP, furnish, rankprobe, refused
@@ -62,8 +62,26 @@ def test_the_same_command_does_nothing_twice(tuned, monkeypatch):
     folder, _ = tuned
     monkeypatch.chdir(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
-    assert rankprobe(*TUNED).exit_code == 0
+    plan = (folder / "out" / "plan.json").read_text()
+    result = rankprobe(*TUNED)
+    assert result.exit_code == 0 and "warning" not in result.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")} == before
+    assert (folder / "out" / "plan.json").read_text() == plan
+
+
+def test_taken_up_again_it_shows_what_follows_from_the_rates_all_the_while(tuned, monkeypatch):
+    folder, _ = tuned
+    monkeypatch.chdir(folder)
+    plans = []
+    render = work.render
+
+    def rendered(out, plan, *rest, **settings):
+        plans.append(list(plan["runs"]))
+        return render(out, plan, *rest, **settings)
+
+    monkeypatch.setattr(work, "render", rendered)
+    assert rankprobe(*TUNED).exit_code == 0
+    assert len(plans) >= 2 and all(len(runs) == 12 + 8 for runs in plans)
 
 
 def test_options_print_the_study_that_they_make(tuned, tmp_path):

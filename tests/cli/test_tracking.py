@@ -160,6 +160,12 @@ def test_a_long_history_is_thinned_and_keeps_its_end(tmp_path):
     assert steps[:3] == [1, 4, 7] and steps[-1] == 2501 and len(steps) <= 1001
 
 
+def test_a_training_that_diverged_at_once_has_no_steps(tmp_path):
+    file = tmp_path / "history.csv"
+    file.write_text(HISTORY.splitlines()[0] + "\n")
+    assert list(run_history(file)) == []
+
+
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch, name):
     real = importlib.util.find_spec

@@ -10,8 +10,8 @@ from rankprobe.errors import UsageError, WorkError
 from rankprobe.experiment.errand import Errand, install, on_this_machine, read_files, run_errand
 from rankprobe.experiment.pieces import Piece
 from rankprobe.experiment.store import LockedError, finished, lock
+from rankprobe.experiment.study import Configuration
 from rankprobe.experiment.truncation import truncation_done
-from rankprobe.experiment.worker import Order
 from tests.experiment.test_jobs import FULL, HEAD, base, planned, task  # noqa: F401 (fixtures)
 
 
@@ -19,7 +19,7 @@ def errand(piece, *, seen, sent=None):
     store = piece.runs[0].folder.parent
     store.mkdir(parents=True, exist_ok=True)
     (store / ".probe").write_text("token" if seen else "another machine's")
-    return Errand(Order.of(piece, 0), ".probe", "token", sent=sent or {})
+    return Errand.of(piece, ".probe", "token", sent)
 
 
 def shared(run):
@@ -55,6 +55,19 @@ def test_seen_or_sent_back_the_folder_is_the_same(tmp_path, full):
     install(rank, answer.made)
     assert run_errand(errand(Piece((full,), truncation=True), seen=True), shared(full)).what == "end"
     assert contents(away.folder) == contents(full.folder) and truncation_done(full)
+
+
+def test_a_pack_takes_its_finished_members_along(tmp_path, base, task):  # noqa: F811
+    """Or they would be trained again, and what is left summed with others than in a store that is seen."""
+    pack = tuple(planned(tmp_path / "runs", base, task, Configuration("lora", r=2, lr=1e-2, seeds=2)).runs)
+    [first] = run_errand(errand(Piece(pack[:1]), seen=True), shared(pack[0])).records
+    piece = Piece(pack)
+    assert run_errand(errand(piece, seen=False), shared(pack[0])).what == "send"
+    sent = {first["run_id"]: read_files(pack[0].folder)}
+    answer = run_errand(errand(piece, seen=False, sent=sent), shared(pack[0]))
+    assert answer.what == "end" and answer.records[0] == first and "pack" not in answer.records[1]
+    install(piece, answer.made)
+    assert finished(pack[1].folder) == answer.records[1]
 
 
 def test_installing_ends_with_the_record_and_leaves_finished_runs_alone(tmp_path, base, task, monkeypatch):  # noqa: F811

@@ -215,7 +215,7 @@ def test_a_gpu_that_is_full_is_said_in_one_line(tmp_path, task, monkeypatch):
 
     runs = planned(tmp_path, task)
     monkeypatch.setattr(pack_module, "train_packed", full)
-    message = r"A pack must fit the device's memory\. Got 4 runs, and: CUDA out of memory\..*GiB\.\. Pass --pack 2\."
+    message = r"A pack must fit the device's memory\. Got 4 runs, and: CUDA out of memory\..*GiB\.\. Pass --pack 2 with another --out"
     with pytest.raises(WorkError, match=message):
         execute_pack(runs)
     assert not any((run.folder / "run.json").exists() for run in runs)
@@ -295,8 +295,7 @@ def test_packing_is_timed_in_turns_and_leaves_nothing(tmp_path, task):
     timing = measure_pack(runs, steps=2, rounds=3)
     assert timing.members == 4 and len(timing.speedups) == 3
     assert timing.lone_step_s > 0 and timing.packed_step_s > 0
-    assert min(timing.speedups) <= timing.speedup <= max(timing.speedups)
-    assert timing.pays is (min(timing.speedups) > 1)
+    assert all(speedup > 0 for speedup in timing.speedups)
     assert not (tmp_path / "runs").exists()
     small = make_task("few", "eval", examples(10), examples(5, 1000), ("no", "yes"), ("accuracy",))
     assert measure_pack(planned(tmp_path, small), steps=2, rounds=1).packed_step_s > 0

@@ -5,12 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rankprobe.errors import WorkError
 from rankprobe.experiment import pieces
 from rankprobe.experiment.executors import InTurn
 from rankprobe.experiment.observer import Silent
-from rankprobe.experiment.pieces import Agenda, Piece
-from rankprobe.experiment.store import LockedError, lock, write_atomic
+from rankprobe.experiment.pieces import Agenda, Piece, Unmeasured, perform
+from rankprobe.experiment.store import LockedError, finished, lock, write_atomic
 
 
 class Listener(Silent):
@@ -43,6 +42,8 @@ def doing(monkeypatch):
     done = []
 
     def execute(run, *, keep_weights, observer):
+        if record := finished(run.folder, need_weights=keep_weights):
+            return record
         with lock(run.folder):
             done.append(run.run_id)
             return finish(run)
@@ -180,7 +181,7 @@ def test_a_functional_rank_that_loses_its_workers_is_said_at_the_end(tmp_path, d
     other, _ = agenda.next()
     assert other.runs == (b,), "the others are done"
     agenda.end(other)
-    with pytest.raises(WorkError, match="functional rank of a must be measured. Got its process was ended by SIGKILL"):
+    with pytest.raises(Unmeasured, match="functional rank of a must be measured. Got its process was ended by SIGKILL"):
         agenda.close()
 
 
@@ -196,7 +197,33 @@ def test_a_pack_of_which_some_are_done_stays_whole_and_is_heard_of_once(tmp_path
     with lock(c.folder):
         agenda.locked(piece, LockedError("held", "process 1 on there"))
     assert agenda.next() == (None, []), "not asked for again at once"
-    doing.clear()
-    while (again := agenda.next()[0]) is None:
+    while not (found := agenda.next())[0]:
         agenda.pause()
-    assert again.runs == (a, b, c)
+    again, records = found
+    assert again.runs == (a, b, c) and [record["run_id"] for record in records] == ["a"], "b was heard of"
+    agenda.lost(again, "its process was ended by SIGKILL")
+    again, records = agenda.next()
+    assert again.runs == (a, b, c) and not records
+    finish(b)
+    given_up = agenda.lost(again, "its process was ended by SIGKILL")
+    assert [(record["run_id"], "error" in record) for record in given_up] == [("c", True)]
+
+
+def test_a_run_that_another_process_ends_before_it_begins_is_heard_of(tmp_path, doing):
+    a = run(tmp_path, "a")
+    agenda = Agenda([Piece((a,))], Listener(), never)
+    piece, _ = agenda.next()
+    record = finish(a)
+    assert list(perform(piece, Silent())) == [record]
+
+
+def test_finished_members_of_a_pack_that_is_given_up_are_heard_of(tmp_path, doing):
+    a, b = run(tmp_path, "a"), run(tmp_path, "b")
+    agenda = Agenda([Piece((a, b))], Listener(), never)
+    for time in range(2):
+        piece, records = agenda.next()
+        assert not records
+        if time:
+            finish(a)
+        found = agenda.lost(piece, "its process was ended by SIGKILL")
+    assert [(record["run_id"], "error" in record) for record in found] == [("a", False), ("b", True)]

@@ -123,7 +123,9 @@ def test_a_member_that_diverges_leaves_the_others_as_without_it(place):
     results = train_together(pack, members, rows, labels, **SETTINGS)
     lost, others = results.pop(place), [i for i in range(5) if i != place]
     theirs = train_alone(lone("bert", HOPELESS), HOPELESS, rows, labels, **SETTINGS)
-    assert (lost.status, lost.error, len(lost.history)) == ("diverged", theirs.error, len(theirs.history))
+    assert lost.status == theirs.status == "diverged" and len(lost.history) == len(theirs.history)
+    # Whether what overflowed is inf or inf - inf depends on the order of sums, which is the processor's.
+    assert lost.error.replace("nan", "inf") == theirs.error.replace("nan", "inf")
     assert lost.tokens == theirs.tokens
     assert pack.members == others and [r.status for r in results] == ["ok"] * 4
     for i, j in enumerate(others):

@@ -181,9 +181,9 @@ def test_regression_learns_a_score(tmp_path):
     m = load_classifier(find_model(make_tiny("bert", tmp_path / "m")), 1, seed=0, problem="regression")[0]
     rows, labels = toy(128)
     targets = [2.5 * y - 1 for y in labels]
-    before = predict(m, rows, targets, 0, regression=True).loss
-    train(m, rows, targets, 0, **SETTINGS, regression=True)
-    after = predict(m, rows, targets, 0, regression=True)
+    before = predict(m, rows, targets, 0, problem="regression").loss
+    train(m, rows, targets, 0, **SETTINGS, problem="regression")
+    after = predict(m, rows, targets, 0, problem="regression")
     assert after.loss < 0.1 * before and after.predictions.dtype == float
 
 

@@ -69,7 +69,12 @@ def print_allocation(found: AllocatedRanks, out: Path) -> None:
         click.echo(f"{unshown} of {len(found.table)} matrices: leaving out their dW costs less than twice its standard "
                    "error. Among ranks worth nothing, the energy decides.")  # fmt: skip
     r = summary.get("budget_r") or max(1, summary["uniform_r"])
-    click.echo(f"\nTo train with them: rankprobe finetune --r {r} --targets '{found.targets}' --rank-pattern "
-               f"{out / PATTERN_FILE}")  # fmt: skip
+    # alpha goes with r, and what the run had is kept: the same training as the config's.
+    alpha = "" if summary["alpha_over_r"] == 2 else f" --alpha {summary['alpha_over_r'] * r:g}"
+    config = found.config
+    dropout = f" --dropout {config['lora_dropout']:g}" if config["lora_dropout"] else ""
+    rslora = " --rslora" if config["use_rslora"] else ""
+    click.echo(f"\nTo train with them: rankprobe finetune --r {r} --targets '{found.targets}'{alpha}{dropout}{rslora} "
+               f"--rank-pattern {out / PATTERN_FILE}")  # fmt: skip
     click.echo("or in peft: LoraConfig(**json.load(open('lora_config.json')))")
     click.echo(str(out), err=True)

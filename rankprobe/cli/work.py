@@ -225,7 +225,9 @@ class Renewal:
 def _named(studies: Sequence[PlannedStudy]) -> dict[str, list[str]]:
     """A plan's runs, and for people what each is of."""
     runs = [run for study in studies for run in study.runs]
-    return {"runs": [run.run_id for run in runs], "labels": [run.spec.configuration for run in runs]}
+    several = len({run.source.sha256 for run in runs}) > 1
+    labels = [f"{run.source.name} on {run.spec.configuration}" if several else run.spec.configuration for run in runs]
+    return {"runs": [run.run_id for run in runs], "labels": labels}
 
 
 def _first_round_and_rest(study: PlannedStudy) -> list[PlannedStudy]:

@@ -41,6 +41,7 @@ from rankprobe.experiment.store import (
     write_table,
 )
 from rankprobe.methods.full import full_deltas
+from rankprobe.methods.head import head_modules
 from rankprobe.methods.lora import lora_deltas
 from rankprobe.tasks.metrics import score
 from rankprobe.tasks.task import Task
@@ -247,6 +248,7 @@ def complete(
         "status": result.status,
         "error": result.error,
         "params": params,
+        "head_modules": head_modules(prepared.model, prepared.head),
         "metrics": {},
         "weights_kept": False,
         "timings": _timings(result),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankprobe.weights.rank_pattern import RankPattern
+from rankprobe.weights.rank_pattern import RankPattern, pattern_tag
 
 METHODS = (
     "full", "head", "lora", "bitfit", "top_layers", "adapter_h", "adapter_l", "prompt", "prefix", "did", "said",
@@ -106,9 +106,18 @@ class RunSpec:
 
     @property
     def configuration(self) -> str:
-        """What all seeds of a configuration share, for people: ``docmatch: LoRA r=8 q,v, lr 0.002``."""
+        """What all seeds of a configuration share, for people: ``docmatch: LoRA r=8 q,v, lr 0.002``.
+
+        What is as usual is not said: alpha where it is 2 r, no dropout, no rsLoRA.
+        """
         rows = " (tuning rows)" if self.split == "tuning" else ""
-        return f"{self.task}{rows}: {self.what}, lr {self.lr:g}"
+        parts = [self.what, f"lr {self.lr:g}"]
+        if self.rank_pattern:
+            parts.append(f"pattern {pattern_tag(self.rank_pattern)}")
+        if self.r and self.alpha != 2 * self.r:
+            parts.append(f"alpha {self.alpha:g}")
+        parts += [f"dropout {self.dropout:g}"] * bool(self.dropout) + ["rsLoRA"] * self.rslora
+        return f"{self.task}{rows}: {', '.join(parts)}"
 
 
 def training_settings(spec: RunSpec) -> dict:

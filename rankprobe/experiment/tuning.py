@@ -14,8 +14,8 @@ from rankprobe.experiment.study import Configuration, Study
 from rankprobe.weights.rank_pattern import pattern_tag
 
 COLUMNS = [
-    "method", "r", "alpha", "targets", "size", "rank_pattern", "lr", "status", "metric", "score", "loss", "n_tuning",
-    "chosen", "at_end", "run_id",
+    "model", "task", "method", "r", "alpha", "targets", "size", "rank_pattern", "dropout", "rslora", "lr", "status",
+    "metric", "score", "loss", "n_tuning", "chosen", "at_end", "run_id",
 ]  # fmt: skip
 # What of a spec says which configuration of the study a tuning run is of; the rest is the study's.
 _SAME = ("method", "r", "alpha", "targets", "dropout", "rslora", "rank_pattern", *SIZES)
@@ -87,8 +87,8 @@ def tuning_table(records: Sequence[dict]) -> pd.DataFrame:
     Returns
     -------
     DataFrame, columns :data:`COLUMNS`
-        By configuration, in the order of the records, and rate. ``at_end`` says of the chosen rate that a better one
-        may lie beyond the grid; with one or two rates it is always true.
+        By model, task and configuration, in the order of the records, and rate. ``at_end`` says of the chosen rate that
+        a better one may lie beyond the grid; with one or two rates it is always true.
     """
     rows = []
     for record in (r for r in records if r["spec"]["split"] == "tuning"):
@@ -97,10 +97,11 @@ def tuning_table(records: Sequence[dict]) -> pd.DataFrame:
         size = next((spec[name] for name in SIZES if spec.get(name) is not None), None)
         pattern = pattern_tag(spec["rank_pattern"]) if spec.get("rank_pattern") else None
         rows.append(
-            {name: spec.get(name) for name in ("method", "r", "alpha", "targets", "lr")}
+            {name: spec.get(name) for name in ("method", "r", "alpha", "targets", "dropout", "rslora", "lr")}
+            | {"model": record["model"]["name"], "task": record["task"]["name"]}
             | {"size": size, "status": record["status"], "metric": metric, "score": metrics.get(metric),
                "loss": metrics.get("loss"), "n_tuning": record["task"]["n_eval"], "run_id": record["run_id"]}
-            | {"rank_pattern": pattern, "group": _key(spec)}
+            | {"rank_pattern": pattern, "group": (record["model"]["sha256"], record["task"]["sha256"], _key(spec))}
         )  # fmt: skip
     table = pd.DataFrame(rows, columns=[*COLUMNS, "group"])
     table["group"] = pd.factorize(table["group"])[0]

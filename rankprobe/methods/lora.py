@@ -20,6 +20,7 @@ from rankprobe.weights.adapter import Adapter, Factors, save_adapter, scaling_of
 from rankprobe.weights.architecture import WeightSite, model_shapes, weight_sites
 from rankprobe.weights.delta import Delta
 from rankprobe.weights.fused import FUSED_KINDS
+from rankprobe.weights.write_adapter import task_type
 
 
 class LoRALayer(nn.Module):
@@ -300,6 +301,7 @@ def save_lora(
         dropout=layer.dropout,
         fan_in_fan_out=layer.sites[0].transposed,
         modules_to_save=head_modules(model, head),
+        task_type=task_type([type(model).__name__]),
         base_model=base_model,
     )
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from rankprobe.report import numbers as say
 from rankprobe.report.claims_rank import functional_ranks
-from rankprobe.report.comparison import main_lora, main_metric, something_to_lose
+from rankprobe.report.comparison import main_lora, main_metric, nothing_to_lose, something_to_lose
 from rankprobe.report.findings import Findings
 from rankprobe.report.tables import best_settings
 from rankprobe.report.verdicts import MARGIN_POINTS
@@ -62,34 +62,45 @@ def _what_r(findings: Findings) -> str:
         return (
             f"What r {task} needs is not known yet: full fine-tuning, which it is measured against, has not finished."
         )
-    gain = something_to_lose(findings.runs)
     targets = group[0]["spec"]["targets"]
     settled = findings.answers.get(targets)
-    if settled and settled.several_seeds and not (gain is not None and 100 * gain.low <= MARGIN_POINTS):
-        return f"On {task}, LoRA on {targets}: {settled.text[0].lower()}{settled.text[1:]}"
+    margin = 100 * settled.asked.margin if settled else MARGIN_POINTS
+    nothing = nothing_to_lose(findings.runs, margin / 100)
+    if settled and not nothing:
+        return f"On {task}, LoRA on {targets}: {settled.text[0].lower()}{settled.text[1:].removesuffix('.')}" + (
+            "." if settled.several_seeds else f"{_functional(findings)}."
+        )
     best = rows.loc[rows["diff_vs_full"].idxmax()]
-    enough = rows[100 * rows["diff_ci_low"] >= -MARGIN_POINTS]
-    if gain is not None and 100 * gain.low <= MARGIN_POINTS:
+    enough = _down_to_the_first_that_fails(rows, margin)
+    if nothing:
+        gain = something_to_lose(findings.runs)
         sentence = (
             f"What r {task} needs cannot be told from these runs: full fine-tuning itself gains only "
             f"{say.points(*gain[:3])} points over a trained head on the frozen model"
         )
     elif len(enough):
-        row = enough.iloc[0]
+        row = enough.iloc[-1]
         sentence = (
             f"On {task} r = {row['r']} is enough: {_against_full(row, methods)}, not more than the margin of "
-            f"{MARGIN_POINTS:g} below it"
+            f"{margin:g} below it"
         )
-    elif (100 * rows["diff_ci_high"] < -MARGIN_POINTS).all():
+    elif (100 * rows["diff_ci_high"] < -margin).all():
         sentence = f"On {task} no r that was tried is enough: "
         sentence += f"the best, r = {best['r']}, reaches {_against_full(best, methods)}"
     else:
         tried = ", ".join(str(r) for r in dict.fromkeys(rows["r"]))
         sentence = (
-            f"What r {task} needs is not settled: no r of {tried} is shown to stay within {MARGIN_POINTS:g} points of "
+            f"What r {task} needs is not settled: no r of {tried} is shown to stay within {margin:g} points of "
             f"full fine-tuning, and the best, r = {best['r']}, reaches {_against_full(best, methods)}"
         )
     return f"{sentence}{_functional(findings)}."
+
+
+def _down_to_the_first_that_fails(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Rows by r, the largest first, as far as each is not more than the margin below full fine-tuning."""
+    ordered = rows.sort_values("r", ascending=False)
+    passed = 100 * ordered["diff_ci_low"] >= -margin
+    return ordered[passed.cummin()]
 
 
 def _against_full(row: pd.Series, methods: pd.DataFrame) -> str:
@@ -126,6 +137,8 @@ def _as_good(findings: Findings) -> str:
             f"{name} is {word} than full fine-tuning here by more than {MARGIN_POINTS:g} points: it differs by {gap}."
         )
     if row["ci_low"] >= -MARGIN_POINTS and row["ci_high"] <= MARGIN_POINTS:
+        if not nothing_to_lose(findings.runs, MARGIN_POINTS / 100):
+            return f"{name} differs from full fine-tuning by {gap}, but with fewer than 3 seeds that may be their luck."
         return (
             f"{name} differs from full fine-tuning by {gap}, which means little where a trained head is nearly as good."
         )

@@ -13,6 +13,7 @@ from rankprobe.report.comparison import (
     finished_ok,
     lora_groups,
     main_lora,
+    standing,
     standing_for,
 )
 from rankprobe.report.numbers import method_name, targets_name
@@ -41,7 +42,7 @@ def other_methods(evidence: Evidence) -> list[dict]:
     rows = []
     for method in OTHERS:
         of = [group for group in groups if group[0]["spec"]["method"] == method]
-        other = max(of, key=len, default=[])
+        other = max(of, key=standing, default=[])
         name = method_name(other[0]["spec"]) if other else _NAMES[method]
         bleu = method in ("top_layers", "adapter_l")
         printed = _bleu if bleu else _accuracy

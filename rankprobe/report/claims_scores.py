@@ -11,7 +11,6 @@ from rankprobe.report.comparison import (
     lora_groups,
     main_lora,
     main_metric,
-    something_to_lose,
 )
 from rankprobe.report.stats import Estimate
 from rankprobe.report.verdicts import (
@@ -25,6 +24,7 @@ from rankprobe.report.verdicts import (
     gpt3_mean,
     in_points,
     published_value,
+    three_seeds,
 )
 
 
@@ -54,7 +54,7 @@ def vignette() -> dict:
 def lora_equals_full(evidence: Evidence) -> dict:
     group = main_lora(evidence.runs)
     spec = group[0]["spec"] if group else {"r": 8, "targets": "q,v"}
-    gap = difference(group, full_reference(configurations(evidence.runs)))
+    full = full_reference(configurations(evidence.runs))
     base = published_value(evidence, model="RoBERTa base", method="full", task="GLUE average")
     lora = published_value(evidence, model="RoBERTa base", method="lora", task="GLUE average")
     row = claim_row(
@@ -63,11 +63,11 @@ def lora_equals_full(evidence: Evidence) -> dict:
         f"LoRA (r = {spec['r']} on {spec['targets']}) equals full fine-tuning within {MARGIN_POINTS:g} points",
         "points",
         published=lora - base,
-        measured=in_points(gap),
+        measured=in_points(difference(group, full)),
         region=(-MARGIN_POINTS, MARGIN_POINTS),
         note=metric_note(evidence),
     )
-    return unless_nothing_to_lose(row, evidence)
+    return three_seeds(unless_nothing_to_lose(row, evidence), group, full)
 
 
 def small_r(evidence: Evidence) -> list[dict]:
@@ -92,7 +92,7 @@ def small_r(evidence: Evidence) -> list[dict]:
                 region=(-MARGIN_POINTS, math.inf),
                 note=metric_note(evidence),
             )
-            rows.append(unless_nothing_to_lose(row, evidence))
+            rows.append(three_seeds(unless_nothing_to_lose(row, evidence), groups.get(r, []), other))
     return rows
 
 
@@ -122,8 +122,8 @@ def trainable(evidence: Evidence) -> dict:
 
 
 def unless_nothing_to_lose(row: dict, evidence: Evidence) -> dict:
-    """Equality is evidence only where full fine-tuning beats a trained head; see :func:`something_to_lose`."""
-    gain = something_to_lose(evidence.runs)
+    """Equality is evidence only where full fine-tuning beats a trained head; see :attr:`Evidence.gain`."""
+    gain = evidence.gain
     if gain is None or math.isnan(gain.low) or row["verdict"] == "not_run":
         return row
     gain = in_points(gain)

@@ -17,7 +17,8 @@ import pandas as pd
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.spec import METHODS
 from rankprobe.report.numbers import size_of, targets_name
-from rankprobe.report.stats import MIN_SEEDS, Estimate, bootstrap_mean, paired_difference, score_interval, t_interval
+from rankprobe.report.score_intervals import RANGES, paired_difference, score_interval, seeds_tell
+from rankprobe.report.stats import Estimate, bootstrap_mean, t_interval
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 # What must be equal for two runs to be compared; every other field of a spec but the seed belongs to the configuration.
@@ -111,7 +112,7 @@ def full_reference(groups: list[list[dict]]) -> list[dict]:
 
     Where several learning rates were tried, the one with the most seeds, then the best mean score.
     """
-    return max(_ok_groups(groups, "full"), key=_standing, default=[])
+    return max(_ok_groups(groups, "full"), key=standing, default=[])
 
 
 def main_lora(runs: list[dict]) -> list[dict]:
@@ -122,7 +123,7 @@ def main_lora(runs: list[dict]) -> list[dict]:
 
     def key(group: list[dict]) -> tuple:
         r, targets = (group[0]["spec"][name] for name in ("r", "targets"))
-        return len(group), targets == MAIN_TARGETS, -abs(math.log2(r / 8)), -r, _standing(group)
+        return len(group), targets == MAIN_TARGETS, -abs(math.log2(r / 8)), -r, standing(group)
 
     one_r = [group for group in _ok_groups(configurations(runs), "lora") if not group[0]["spec"].get("rank_pattern")]
     return max(one_r, key=key, default=[])
@@ -136,7 +137,7 @@ def standing_for(runs: list[dict]) -> list[list[dict]]:
         if ok:
             spec = ok[0]["spec"]
             key = (spec.get("method"), targets_name(spec), spec.get("r"), size_of(spec))
-            found[key] = max(found.get(key, []), ok, key=_standing)
+            found[key] = max(found.get(key, []), ok, key=standing)
     return list(found.values())
 
 
@@ -146,7 +147,7 @@ def lora_groups(runs: list[dict], targets: str) -> dict[int, list[dict]]:
     for group in _ok_groups(configurations(runs), "lora"):
         spec = group[0]["spec"]
         if targets_name(spec) == targets:
-            found[spec["r"]] = max(found.get(spec["r"], []), group, key=_standing)
+            found[spec["r"]] = max(found.get(spec["r"], []), group, key=standing)
     return found
 
 
@@ -154,7 +155,7 @@ def _ok_groups(groups: list[list[dict]], method: str) -> list[list[dict]]:
     return [ok for g in groups if g[0]["spec"]["method"] == method and (ok := finished_ok(g))]
 
 
-def _standing(group: list[dict]) -> tuple[int, float]:
+def standing(group: list[dict]) -> tuple[int, float]:
     """Which of several settings of one method stands for it: the most seeds, then the best mean score."""
     if not group:
         return 0, -math.inf
@@ -177,7 +178,7 @@ def difference(a: list[dict], b: list[dict]) -> Estimate | None:
     left, right = ([predictions(run) for run in side] for side in zip(*pairs, strict=True))
     if any(t is None for t in (*left, *right)):
         values = [x["metrics"][metric] - y["metrics"][metric] for x, y in pairs]
-        if len(values) >= MIN_SEEDS and np.ptp(values) > 0:
+        if seeds_tell(values):
             return t_interval(values, over="paired seeds")
         return Estimate(float(np.mean(values)), np.nan, np.nan, "no interval: predictions.csv is not here", len(values))
     for x, y in zip(left, right, strict=True):
@@ -200,8 +201,14 @@ def something_to_lose(runs: list[dict]) -> Estimate | None:
     would have been as good. Trials of equivalence call it assay sensitivity.
     """
     groups = configurations(runs)
-    head = max(_ok_groups(groups, "head"), key=_standing, default=[])
+    head = max(_ok_groups(groups, "head"), key=standing, default=[])
     return difference(full_reference(groups), head)
+
+
+def nothing_to_lose(runs: list[dict], margin: float) -> bool:
+    """Whether a trained head on the frozen model is within the margin of full fine-tuning, as far as is known."""
+    gain = something_to_lose(runs)
+    return gain is not None and gain.low <= margin
 
 
 def mean_score(ok: list[dict]) -> Estimate:
@@ -211,8 +218,8 @@ def mean_score(ok: list[dict]) -> Estimate:
     if all(t is not None for t in tables):
         return score_interval([t.scored for t in tables], metric=metric)
     values = [run["metrics"][metric] for run in ok]
-    if len(values) >= MIN_SEEDS and np.ptp(values) > 0:
-        return t_interval(values)
+    if seeds_tell(values):
+        return t_interval(values, bounds=RANGES[metric])
     if len(values) == 1 and metric == "accuracy":
         # The accuracy and n say how many rows were right, which is all that its bootstrap needs.
         n = ok[0]["task"]["n_eval"]

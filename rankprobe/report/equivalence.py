@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankprobe.errors import UsageError, must
-from rankprobe.report.crossed import CrossedMean, critical_value, crossed_mean, tail_probability
-from rankprobe.report.row_values import comparable_score, row_values
+from rankprobe.report.crossed import CrossedMean, critical_value, tail_probability
+from rankprobe.report.score_intervals import crossed_difference
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 ALPHA = 0.05
@@ -107,24 +107,6 @@ def equivalence(
         float(p_not_worse),
         float(p_not_better),
     )
-
-
-def crossed_difference(
-    a: Sequence, b: Sequence, *, metric: str = "accuracy", least_row_variance: float = 0.0
-) -> CrossedMean:
-    """How much better ``a`` scores than ``b``, with a standard error over seeds and rows.
-
-    Parameters
-    ----------
-    a, b : sequence of (labels, predictions, scores)
-        As for :func:`equivalence`.
-    metric : str
-    least_row_variance : float
-        As for :func:`rankprobe.report.crossed.crossed_mean`.
-    """
-    scores = [comparable_score(x, metric) - comparable_score(y, metric) for x, y in zip(a, b, strict=True)]
-    values = [row_values(x, metric) - row_values(y, metric) for x, y in zip(a, b, strict=True)]
-    return crossed_mean(np.stack(values), seed_values=scores, least_row_variance=least_row_variance)
 
 
 def variance_at_margin(only_a: float, only_b: float, margin: float) -> float:

@@ -99,7 +99,8 @@ def find(
         "latency": pd.DataFrame() if latency is None else latency,
     }
     targets_of = {run["run_id"]: targets_name(run["spec"]) for run in runs}
-    curves = predicted_curves(tables["truncation"], rank_sweep_table(best_settings(methods)), targets_of)
+    sweep = rank_sweep_table(best_settings(methods))
+    curves = predicted_curves(tables["truncation"], sweep, targets_of, margin_points=100 * margin)
     tables["predicted_curve"], tables["predicted_summary"] = curves
     if more is not None:
         tables |= {

@@ -11,7 +11,8 @@ from scipy import stats
 
 from rankprobe.analysis.bootstrap import percentile_interval
 from rankprobe.errors import UsageError, must
-from rankprobe.report.stats import LEVEL, Estimate, row_score
+from rankprobe.report.row_values import row_score
+from rankprobe.report.stats import LEVEL, Estimate
 
 _RESAMPLES = 2_000
 
@@ -107,8 +108,8 @@ def paired_bootstrap(
     Parameters
     ----------
     a, b : sequence of tables, one a seed, in the same order of seeds
-        Each ``(labels, predictions, scores)`` over the same rows, as :func:`rankprobe.report.stats.paired_difference`
-        has them.
+        Each ``(labels, predictions, scores)`` over the same rows, as
+        :func:`rankprobe.report.score_intervals.paired_difference` has them.
     metric : str
         A name that :func:`rankprobe.tasks.metrics.score` knows.
     level : float

@@ -138,7 +138,11 @@ def prediction_summary(
 
 
 def predicted_curves(
-    truncation: pd.DataFrame, sweep: pd.DataFrame, targets_of: Mapping[str, str | None]
+    truncation: pd.DataFrame,
+    sweep: pd.DataFrame,
+    targets_of: Mapping[str, str | None],
+    *,
+    margin_points: float = MARGIN_POINTS,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every run that was cut against the sweep: predicted_curve.csv and predicted_summary.csv.
 
@@ -150,6 +154,8 @@ def predicted_curves(
         rank_sweep.csv, one row for each targets and r; may be empty.
     targets_of : mapping of str to str
         Targets of the LoRA runs that were cut, by run_id.
+    margin_points : float
+        As for :func:`prediction_summary`.
 
     Returns
     -------
@@ -173,7 +179,7 @@ def predicted_curves(
                 continue
             curves.append(curve)
             whole = float(rows.sort_values("k")["accuracy"].iloc[-1])
-            summary.append(prediction_summary(curve, whole=whole))
+            summary.append(prediction_summary(curve, whole=whole, margin_points=margin_points))
     if not curves:
         return pd.DataFrame(), pd.DataFrame()
     table = pd.DataFrame(summary, columns=SUMMARY_COLUMNS)
@@ -209,10 +215,13 @@ def _error(line: dict) -> dict:
     low, high = line["predicted_ci_low"], line["predicted_ci_high"]
     measured_low, measured_high = line["measured_ci_low"], line["measured_ci_high"]
     error = predicted - measured
+    above, below = measured_high - measured, measured - measured_low
+    if measured_high >= 1:  # cut where scores end, which is no reason to know the error better
+        above = max(above, below)
     return {
         "error": error,
-        "error_ci_low": error - math.hypot(predicted - low, measured_high - measured),
-        "error_ci_high": error + math.hypot(high - predicted, measured - measured_low),
+        "error_ci_low": error - math.hypot(predicted - low, above),
+        "error_ci_high": error + math.hypot(high - predicted, below),
         "error_ci_method": _MOVER,
     }
 

@@ -73,7 +73,8 @@ def rank_answer(
         In scores, 0.02 being two points; where less is better, of the ratio of two, 0.02 being two percent. To be
         chosen before looking.
     alpha : float
-        At most this share of sweeps name an r that is not equivalent.
+        At most this share of sweeps name an r that is not equivalent: of sweeps that are looked at once, when they are
+        complete. Seeds that are added because nothing was shown are another look, at the same share again.
     power : float
         With which the seeds that are said to show it would.
     one_sided : bool
@@ -95,7 +96,8 @@ def rank_answer(
     from the largest r down to the first that fails (:mod:`rankprobe.report.equivalence`): the order, fixed beforehand,
     makes a correction for many tests unnecessary. Pairs are common seeds. Left out of the order, by rules that do not
     look at scores: an r of which a seed diverged (those that finished are the lucky ones), and an r with fewer than two
-    seeds in common with the reference (what another seed would do is not known).
+    seeds in common with the reference (what another seed would do is not known). Where several settings of an r were
+    scored on these rows the best of them stands for it, and its p-value is multiplied by their number.
 
     ``p_different`` asks another question, whether there is any difference at all, with Holm's correction over the
     configurations: with two common seeds or more from the same standard error; with one by McNemar's mid-p, or a paired
@@ -116,6 +118,9 @@ def rank_answer(
                 each, reference, metric=metric, margin=margin, alpha=alpha, one_sided=one_sided, power=power
             )
     order = [r for r in sorted(rows, reverse=True) if rows[r].get("equivalent") != LEFT_OUT]
+    tried = {each.r: each.tried for each in ordered if each.tried > 1}
+    for r in set(order) & tried.keys():
+        rows[r]["p_equivalent"] = min(1.0, tried[r] * rows[r]["p_equivalent"])
     for r, outcome in zip(order, fixed_sequence([rows[r]["p_equivalent"] for r in order], alpha), strict=True):
         rows[r] |= {"equivalent": outcome} | ({"more_seeds": None, "more_seeds_note": ""} if outcome == YES else {})
     made = table([score_columns(reference, metric) | {"equivalent": REFERENCE}, *(rows[r] for r in sorted(rows))])
@@ -130,7 +135,15 @@ def rank_answer(
         n_rows=n_rows,
     )
     found = min((r for r in order if rows[r]["equivalent"] == YES), default=None)
-    return RankAnswer(found, sentence(made, asked), notes(made, asked), made, asked)
+    return RankAnswer(found, sentence(made, asked), (*notes(made, asked), *_of_several(tried)), made, asked)
+
+
+def _of_several(tried: dict[int, int]) -> tuple[str, ...]:
+    if not tried:
+        return ()
+    names = ", ".join(f"r = {r} (of {n})" for r, n in sorted(tried.items()))
+    return (f"The best of several settings on these very rows stands for {names}: p of equivalence is multiplied by "
+            "their number (Bonferroni). Rates that are chosen on tuning rows, with --tune, cost nothing.",)  # fmt: skip
 
 
 def answers_by_targets(runs: list[dict], *, margin: float = MARGIN) -> dict[str, RankAnswer]:

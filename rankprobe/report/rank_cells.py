@@ -11,6 +11,7 @@ from rankprobe.report.findings import Findings
 from rankprobe.report.lora_config import answered_config, as_python
 from rankprobe.report.rank_answer import RankAnswer
 from rankprobe.report.rank_table import LEFT_OUT, REFERENCE
+from rankprobe.report.rank_words import outside
 
 _OUTCOMES = {
     YES: ("supported", "✓", "equivalent"),
@@ -59,13 +60,14 @@ def _cells(targets: str, found: RankAnswer) -> Table:
 def _row(row: pd.Series, found: RankAnswer) -> list[Cell]:
     score = Cell(say.score(row["metric"], row["mean"], row["ci_low"], row["ci_high"]))
     trouble = f"{row['n_diverged']} diverged" if row["n_diverged"] else ""
+    asked = found.asked
     first = [Cell(row["label"]), Cell(say.count(row["n_seeds"]), trouble), score]
     if row["equivalent"] == REFERENCE:
         return [*first, Cell("reference"), *(Cell("") for _ in range(4))]
     # A difference of scores in points, a perplexity's in percent of the other's: hundredths both.
     ends = (None if say.missing(row[name]) else 100 * row[name] for name in ("diff", "diff_low", "diff_high"))
     verdict, sign, word = _OUTCOMES[row["equivalent"]]
-    if row["equivalent"] == NO and _outside(row, found):
+    if row["equivalent"] == NO and outside(row, asked):
         verdict, sign, word = "contradicted", "✗", "outside"
     more = say.count(row["more_seeds"]) if not say.missing(row["more_seeds"]) else ""
     return [
@@ -76,11 +78,6 @@ def _row(row: pd.Series, found: RankAnswer) -> list[Cell]:
         Cell(_p(row["p_different_holm"])),
         Cell(more),
     ]
-
-
-def _outside(row: pd.Series, found: RankAnswer) -> bool:
-    """The whole interval lies beyond the margin."""
-    return bool(row["diff_high"] < -found.asked.margin or row["diff_low"] > found.asked.margin)
 
 
 def _p(value: object) -> str:

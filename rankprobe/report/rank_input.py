@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,11 +26,14 @@ class Configuration:
     seeds : mapping of int to (labels, predictions, scores) or None
         Arrays of shape (n,), ``scores`` may be None; the same rows in the same order for all seeds and configurations.
         None in place of the three for a seed whose training diverged.
+    tried : int
+        How many settings of this r (learning rates, alphas) were scored on these rows, of which this is the best.
     """
 
     label: str
     r: int | None
     seeds: Mapping[int, tuple | None]
+    tried: int = 1
 
     @property
     def finished(self) -> dict[int, tuple]:
@@ -67,14 +71,16 @@ def sweep_of(runs: list[dict], targets: str) -> tuple[list[Configuration], Confi
     groups = configurations(one_comparison(runs))
     whole = {run["run_id"]: group for group in groups for run in group}
     by_r: dict[int, list[dict]] = {}
+    tried: Counter[int] = Counter()
     for group in groups:
         spec = group[0]["spec"]
         if spec["method"] == "lora" and spec["targets"] == targets and not spec.get("rank_pattern"):
             by_r.setdefault(spec["r"], group)
+            tried[spec["r"]] += 1
     by_r |= {r: whole[ok[0]["run_id"]] for r, ok in lora_groups(runs, targets).items()}
     full = full_reference(groups)
     rows: dict[str, np.ndarray] = {}
-    found = [_configuration(by_r[r], rows) for r in sorted(by_r)]
+    found = [replace(_configuration(by_r[r], rows), tried=tried[r]) for r in sorted(by_r)]
     return found, _configuration(whole[full[0]["run_id"]], rows) if full else None
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.report.crossed import tail_probability
-from rankprobe.report.equivalence import Equivalence, crossed_difference, equivalence
+from rankprobe.report.equivalence import Equivalence, equivalence
 from rankprobe.report.paired import holm, mcnemar, paired_bootstrap
 from rankprobe.report.power import seeds_needed
 from rankprobe.report.rank_input import Configuration
 from rankprobe.report.row_values import comparable_score
-from rankprobe.report.stats import bootstrap_score, paired_difference, score_interval
+from rankprobe.report.score_intervals import crossed_difference, paired_difference, score_interval
+from rankprobe.report.stats import bootstrap_score
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 LEFT_OUT, REFERENCE = "left out", "reference"

@@ -134,7 +134,7 @@ def notes(table: pd.DataFrame, asked: Asked) -> tuple[str, ...]:
 
 def _of_next(row: pd.Series, asked: Asked) -> str:
     """What keeps the next smaller r from it."""
-    if _worse(row, asked) or _better(row, asked):
+    if outside(row, asked):
         word = "worse" if _worse(row, asked) else "better"
         return f"r = {row['r']} is {word} by more than that ({_gap(row)})"
     return f"of r = {row['r']} it is not shown ({_gap(row)}); {_more(row, asked)}"
@@ -178,6 +178,11 @@ def _merit(rows: pd.DataFrame) -> pd.Series:
 def _bounds(asked: Asked) -> tuple[float, float]:
     """A difference this low or lower, or this high or higher, is outside; of a perplexity as a relative change."""
     return (1 / (1 + asked.margin) - 1 if asked.metric in LOWER_IS_BETTER else -asked.margin), asked.margin
+
+
+def outside(row: pd.Series, asked: Asked) -> bool:
+    """Whether a row's whole interval lies beyond the margin."""
+    return _worse(row, asked) or _better(row, asked)
 
 
 def _worse(row: pd.Series, asked: Asked) -> bool:

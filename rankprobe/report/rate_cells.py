@@ -15,7 +15,7 @@ def rates_cells(findings: Findings) -> Table | None:
     if tried.empty:
         return None
     rows = []
-    keys = ["method", "r", "alpha", "targets", "size", "rank_pattern"]
+    keys = ["model", "task", "method", "r", "alpha", "targets", "size", "rank_pattern", "dropout", "rslora"]
     for _, group in tried.groupby(keys, sort=False, dropna=False):
         best = group[group["chosen"]]
         taken = best.iloc[0] if len(best) else None

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.experiment.tuning import tuning_table
-from rankprobe.report.comparison import comparisons
+from rankprobe.report.comparison import comparisons, main_lora
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured, find
 from rankprobe.report.lora_config import answered_config
@@ -85,8 +85,9 @@ def build_report(
 
 
 def _write_config(path: Path, findings: Findings) -> None:
-    """lora_config.json of the first answer that names an r; taken away again where none does any more."""
-    answers = ((targets, found) for targets, found in findings.answers.items() if found.r is not None)
+    """lora_config.json of the first answer that names an r, the headline's if it does; taken away where none does."""
+    main = main_lora(findings.runs)
+    answers = sorted(findings.answers.items(), key=lambda item: not main or item[0] != main[0]["spec"]["targets"])
     configs = (answered_config(findings.runs, targets, found) for targets, found in answers)
     config = next((config for config in configs if config), None)
     if config is not None:

@@ -6,13 +6,23 @@ import math
 
 import numpy as np
 
-from rankprobe.report.stats import row_score
-from rankprobe.tasks.metrics import LOWER_IS_BETTER
+from rankprobe.tasks.metrics import LOWER_IS_BETTER, score
 
 # Each row left out costs one evaluation of the metric, which takes all rows: beyond this many, rows go in blocks.
 MAX_BLOCKS = 1_000
 # A row of these is known by its label and prediction alone, and there are only a few such pairs.
 _OF_CLASSES = ("f1", "matthews")
+
+
+def row_score(table, metric: str, rows: np.ndarray | None = None) -> float:
+    """A metric of one (labels, predictions, scores), on all rows or at some positions; accuracy takes a short cut."""
+    labels, predictions, scores = (None if c is None else np.asarray(c) for c in table)
+    if rows is not None:
+        labels, predictions = labels[rows], predictions[rows]
+        scores = None if scores is None else scores[rows]
+    if metric == "accuracy":
+        return float((labels == predictions).mean())
+    return float(score((metric,), labels, predictions, scores)[metric])
 
 
 def comparable_score(table, metric: str, rows: np.ndarray | None = None) -> float:

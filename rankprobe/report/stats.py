@@ -1,14 +1,9 @@
-"""Intervals: over seeds, over evaluation examples, and of paired differences. Arrays in, an :class:`Estimate` out.
-
-Two questions, two intervals. *Would another seed come out the same?* is answered by Student's t over seeds, on the
-same evaluation rows. *Would other rows come out the same?* is answered by a bootstrap over evaluation rows, for the
-models at hand. Each estimate says which one it is.
-"""
+"""Intervals of a mean, a median or any score: Student's t and bootstraps. Arrays in, an :class:`Estimate` out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +40,9 @@ class Estimate(NamedTuple):
     n: int
 
 
-def t_interval(values: ArrayLike, *, level: float = LEVEL, over: str = "seeds") -> Estimate:
+def t_interval(
+    values: ArrayLike, *, level: float = LEVEL, over: str = "seeds", bounds: tuple[float, float] | None = None
+) -> Estimate:
     """Student's t interval of a mean.
 
     Parameters
@@ -56,6 +53,8 @@ def t_interval(values: ArrayLike, *, level: float = LEVEL, over: str = "seeds") 
         Two-sided coverage.
     over : str
         What the values are, for the method's name.
+    bounds : (float, float), optional
+        What the mean can be at least and at most: the interval is cut there, and covers it as often as before.
 
     Raises
     ------
@@ -69,7 +68,9 @@ def t_interval(values: ArrayLike, *, level: float = LEVEL, over: str = "seeds") 
     """
     x = _finite(values, at_least=2)
     half = stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
-    return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half), f"t over {len(x)} {over}", len(x))
+    least, most = bounds or (-math.inf, math.inf)
+    low, high = max(x.mean() - half, least), min(x.mean() + half, most)
+    return Estimate(float(x.mean()), float(low), float(high), f"t over {len(x)} {over}", len(x))
 
 
 def bootstrap_mean(
@@ -175,111 +176,6 @@ def bootstrap_median(
     draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
     low, high = np.quantile(np.median(x[draws], axis=1), [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(np.median(x)), float(low), float(high), f"percentile bootstrap over {len(x)} {over}", len(x))
-
-
-def paired_difference(
-    a: Sequence[ArrayLike],
-    b: Sequence[ArrayLike],
-    *,
-    metric: str = "accuracy",
-    level: float = LEVEL,
-) -> Estimate:
-    """How much better ``a`` scores than ``b``, paired: the same seeds, or the same rows.
-
-    Parameters
-    ----------
-    a, b : sequence of tables, one a seed, in the same order of seeds
-        Each a tuple ``(labels, predictions, scores)`` of arrays of shape (n,) over the same rows in the same order;
-        ``scores`` may be None.
-    metric : str
-        A name that :func:`rankprobe.tasks.metrics.score` knows.
-    level : float
-
-    Returns
-    -------
-    Estimate
-        Of ``a - b``. From three seeds on, a t interval over the per-seed differences; else a bootstrap over rows of the
-        difference of the mean scores, in which another seed's luck is not contained.
-
-    Raises
-    ------
-    UsageError
-        If the numbers of seeds or of rows differ.
-    """
-    if len(a) != len(b) or not a:
-        raise UsageError(
-            must(
-                "a paired difference",
-                "have the same seeds on both sides",
-                f"{len(a)} and {len(b)}",
-                "Pass runs of common seeds only",
-            )
-        )
-    if len({len(t[0]) for t in (*a, *b)}) != 1:
-        raise UsageError(
-            must(
-                "a paired difference",
-                "have the same eval rows on both sides",
-                sorted({len(t[0]) for t in (*a, *b)}),
-                "Compare runs of one eval set only",
-            )
-        )
-    differences = [row_score(x, metric) - row_score(y, metric) for x, y in zip(a, b, strict=True)]
-    if _seeds_tell(differences):
-        return t_interval(differences, level=level, over="paired seeds")
-    note = f"paired, {len(a)} seed{'s' if len(a) > 1 else ''}"
-    if metric == "accuracy":
-        estimate = bootstrap_mean(_correct(a) - _correct(b), level=level, bounds=(-1.0, 1.0))
-    else:
-        estimate = bootstrap_score(
-            lambda rows: _mean_score(a, metric, rows) - _mean_score(b, metric, rows), len(a[0][0]), level=level
-        )
-    return estimate._replace(method=f"{estimate.method}, {note}")
-
-
-def score_interval(tables: Sequence[ArrayLike], *, metric: str = "accuracy", level: float = LEVEL) -> Estimate:
-    """The mean score of some seeds: t over seeds from three on, else a bootstrap over the evaluation rows.
-
-    Parameters
-    ----------
-    tables : sequence of (labels, predictions, scores)
-        As for :func:`paired_difference`.
-    metric : str
-    level : float
-    """
-    values = [row_score(t, metric) for t in tables]
-    if _seeds_tell(values):
-        return t_interval(values, level=level)
-    if metric == "accuracy":
-        return bootstrap_mean(_correct(tables), level=level, bounds=(0.0, 1.0))
-    return bootstrap_score(lambda rows: _mean_score(tables, metric, rows), len(tables[0][0]), level=level)
-
-
-def row_score(table, metric: str, rows: np.ndarray | None = None) -> float:
-    """A metric of one (labels, predictions, scores), on all rows or at some positions; accuracy takes a short cut."""
-    labels, predictions, scores = (None if c is None else np.asarray(c) for c in table)
-    if rows is not None:
-        labels, predictions = labels[rows], predictions[rows]
-        scores = None if scores is None else scores[rows]
-    if metric == "accuracy":
-        return float((labels == predictions).mean())
-    from rankprobe.tasks.metrics import score
-
-    return float(score((metric,), labels, predictions, scores)[metric])
-
-
-def _seeds_tell(values: Sequence[float]) -> bool:
-    """Enough seeds for t, and not all alike by chance: an interval of width zero would claim what nobody knows."""
-    return len(values) >= MIN_SEEDS and np.ptp(values) > 0
-
-
-def _mean_score(tables, metric: str, rows: np.ndarray) -> float:
-    return float(np.mean([row_score(t, metric, rows) for t in tables]))
-
-
-def _correct(tables) -> np.ndarray:
-    """Share of the seeds that are right, row by row, shape (n,)."""
-    return np.mean([np.asarray(t[0]) == np.asarray(t[1]) for t in tables], axis=0)
 
 
 def _quantiles(drawn: np.ndarray, estimate: float, acceleration: float, level: float, kind: str) -> tuple[float, float]:

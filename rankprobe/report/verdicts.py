@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 
+from rankprobe.report.comparison import something_to_lose
 from rankprobe.report.stats import MIN_SEEDS, Estimate
 
 # Bounds, in the units of each claim, fixed before the main job's first run (a one-seed prototype was known).
@@ -78,6 +80,11 @@ class Evidence:
     pairs: Mapping[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict)
     intrinsic: pd.DataFrame = field(default_factory=pd.DataFrame)
     table1: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @cached_property
+    def gain(self) -> Estimate | None:
+        """What full fine-tuning has to lose: see :func:`rankprobe.report.comparison.something_to_lose`."""
+        return something_to_lose(self.runs)
 
 
 def verdict(low: float, high: float, region: tuple[float, float]) -> str:
@@ -162,11 +169,12 @@ def _rounded(value: float) -> float:
 
 
 def three_seeds(row: dict, *groups: list[dict]) -> dict:
-    """A claim about scores without a verdict where a side has fewer than three seeds.
+    """A claim about scores without a verdict where the sides have fewer than three seeds in common.
 
     Another seed's luck is not in an interval over evaluation rows; it is often as large as the margin.
     """
-    least = min((len(group) for group in groups), default=0)
+    seeds = [{run["spec"]["seed"] for run in group} for group in groups]
+    least = len(set.intersection(*seeds)) if seeds else 0
     if least >= MIN_SEEDS or row["verdict"] == "not_run":
         return row
     return row | {"verdict": "inconclusive", "note": f"{row['note']}; fewer than {MIN_SEEDS} seeds: no verdict"}

@@ -215,7 +215,7 @@ def test_a_gpu_that_is_full_is_said_in_one_line(tmp_path, task, monkeypatch):
 
     runs = planned(tmp_path, task)
     monkeypatch.setattr(pack_module, "train_packed", full)
-    message = r"A pack must fit the device's memory\. Got 4 runs, and: CUDA out of memory\..*GiB\.\. Pass --pack 2 with another --out"
+    message = r"A pack must fit the device's memory\. Got 4 runs, and: CUDA out of memory\..*GiB\.\. Pass --pack 2 with"
     with pytest.raises(WorkError, match=message):
         execute_pack(runs)
     assert not any((run.folder / "run.json").exists() for run in runs)

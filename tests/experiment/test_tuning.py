@@ -22,10 +22,11 @@ STUDY = Study(
 )
 
 
-def record(spec, loss, status="ok"):
+def record(spec, loss, status="ok", task="sst2"):
     metrics = {"accuracy": 1 - loss / 2, "loss": loss} if status == "ok" else {}
     return {"run_id": f"{spec.method}-{spec.lr:g}", "spec": asdict(spec), "status": status, "metrics": metrics,
-            "task": {"metrics": ["accuracy"], "n_eval": 500}}  # fmt: skip
+            "task": {"name": task, "sha256": task, "metrics": ["accuracy"], "n_eval": 500},
+            "model": {"name": "base", "sha256": "m"}}  # fmt: skip
 
 
 def tried(losses):
@@ -80,6 +81,18 @@ def test_table_says_what_was_chosen_and_whether_it_lay_at_an_end():
 
 def _evaluated():
     return Study("s", (Configuration("full", lr=1e-4),)).specs(**PLACE)[0]
+
+
+def test_each_task_chooses_from_its_own_runs():
+    specs = tuning_study(STUDY).specs(**PLACE)
+    losses = {"sst2": [LOSSES[s.method, s.lr] or 9.0 for s in specs]}
+    losses["mrpc"] = losses["sst2"][::-1]
+    runs = [record(s, x, task=task) for task, of in losses.items() for s, x in zip(specs, of, strict=True)]
+    table = tuning_table(runs)
+    assert table.groupby(["task", "method"])["chosen"].sum().tolist() == [1] * 4
+    assert table.loc[table["chosen"], "loss"].tolist() == [
+        min(of[at : at + 3]) for of in losses.values() for at in (0, 3)
+    ]
 
 
 def test_a_rank_pattern_is_part_of_what_is_compared():

@@ -52,7 +52,7 @@ def test_the_side_whose_interval_leaves_out_0_has_won(study, tmp_path, monkeypat
                                      ("sensitivity", "energy"): "sensitivity"}  # fmt: skip
     assert at_2["won"].to_dict() == {("sensitivity", "one r"): "one r"}, "what is not run yet is left out"
     assert at_8.loc[("sensitivity", "one r"), "difference"] == pytest.approx(0.0103, abs=1e-3)
-    assert set(table["ci_method"]) == {"t over 3 paired seeds"}
+    assert set(table["ci_method"]) == {"t over 3 paired seeds, normal over 1,500 eval rows"}
 
 
 def test_study_files_compare_equal_sizes_at_one_rate_and_seeds_apart_from_the_sources(study, tmp_path):

@@ -13,7 +13,8 @@ from scipy import stats
 
 from rankprobe.errors import UsageError
 from rankprobe.report.crossed import crossed_mean, tail_probability
-from rankprobe.report.equivalence import YES, crossed_difference, equivalence, fixed_sequence, variance_at_margin
+from rankprobe.report.equivalence import YES, equivalence, fixed_sequence, variance_at_margin
+from rankprobe.report.score_intervals import crossed_difference
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = json.loads((ROOT / "tests" / "references" / "statsmodels_paired.json").read_text("utf-8"))

@@ -16,7 +16,7 @@ from tests.experiment.test_runs import planned, task  # noqa: F401  (the fixture
 from tests.report.test_rank_cells import sweep
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "deberta-v2"])
 @pytest.mark.parametrize("targets", ["q,v", "q,k,v,o", r"layers?\.1\..*(query|q_proj|q_lin)"])
 def test_peft_trains_just_what_the_run_did(tmp_path, task, kind, targets):  # noqa: F811
     peft = pytest.importorskip("peft")
@@ -24,11 +24,24 @@ def test_peft_trains_just_what_the_run_did(tmp_path, task, kind, targets):  # no
     record = execute(run) | {"path": str(run.folder)}
     config = lora_config(record)
     model = peft.get_peft_model(load_base(run.spec, run.source, run.task)[0], peft.LoraConfig(**config))
-    trained = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
-    assert trained == record["params"]["method"]
+    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    assert sum(count for n, count in trained.items() if "lora_" in n) == record["params"]["method"]
+    assert sum(trained.values()) == record["params"]["trainable"], "the head too, all of it"
     assert model.peft_config["default"].lora_alpha == 6 and config["r"] == 4
     saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
     assert config["task_type"] == saved["task_type"]
+
+
+@pytest.mark.parametrize("targets", ["o", "down", "q,k,v,o"])
+def test_kinds_that_share_a_name_are_told_apart(tmp_path, task, targets):  # noqa: F811
+    """GPT-2's attention and feed-forward part both end in a c_proj; its q, k and v are one matrix for peft."""
+    peft = pytest.importorskip("peft")
+    run = planned(tmp_path, task, Configuration("lora", r=4, targets=targets, lr=1e-2), kind="gpt2").runs[0]
+    config = lora_config(execute(run) | {"path": str(run.folder)})
+    model = peft.get_peft_model(load_base(run.spec, run.source, run.task)[0], peft.LoraConfig(**config))
+    adapted = {n.split(".lora_A")[0].split("h.")[1][2:] for n, _ in model.named_parameters() if "lora_A" in n}
+    expected = {"o": {"attn.c_proj"}, "down": {"mlp.c_proj"}, "q,k,v,o": {"attn.c_attn", "attn.c_proj"}}
+    assert adapted == expected[targets]
 
 
 def test_the_answers_r_is_what_the_page_and_the_file_say(tmp_path):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from rankprobe.errors import UsageError
 from rankprobe.report.paired import holm, mcnemar, paired_bootstrap
-from rankprobe.report.stats import paired_difference
+from rankprobe.report.score_intervals import paired_difference
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "references" / "statsmodels_paired.json").read_text("utf-8"))
 

@@ -14,7 +14,7 @@ from rankprobe.report.power import tost_power
 from rankprobe.report.rank_answer import rank_answer
 from rankprobe.report.rank_input import Configuration, sweep_of
 from rankprobe.report.rank_table import COLUMNS
-from rankprobe.report.stats import score_interval
+from rankprobe.report.score_intervals import score_interval
 from tests.report.synthetic import make_run
 
 FULL = 0.80

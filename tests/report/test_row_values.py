@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rankprobe.report import row_values as module
-from rankprobe.report.row_values import comparable_score, row_values
-from rankprobe.report.stats import bootstrap_score, row_score
+from rankprobe.report.row_values import comparable_score, row_score, row_values
+from rankprobe.report.stats import bootstrap_score
 
 
 def classes(n: int, seed: int = 0, k: int = 2):

@@ -9,12 +9,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rankprobe.errors import UsageError
+from rankprobe.report.crossed import tail_probability
+from rankprobe.report.score_intervals import crossed_difference, paired_difference, score_interval
 from rankprobe.report.stats import (
     bootstrap_mean,
     bootstrap_median,
     bootstrap_score,
-    paired_difference,
-    score_interval,
     t_interval,
 )
 
@@ -114,7 +114,7 @@ def test_pairing_uses_the_rows_and_not_only_the_two_accuracies():
     assert tight.low > 0 > wide.low
 
 
-def test_paired_difference_from_three_seeds_on_is_scipys_paired_t():
+def test_paired_difference_from_three_seeds_on_covers_seeds_and_rows():
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 2, 500)
     a, b = (
@@ -124,8 +124,12 @@ def test_paired_difference_from_three_seeds_on_is_scipys_paired_t():
     found = paired_difference(a, b)
     accuracies = [[(t[1] == t[0]).mean() for t in side] for side in (a, b)]
     exact = scipy_stats.ttest_rel(*accuracies).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
-    assert found.method == "t over 3 paired seeds" and found.n == 3
+    assert found.estimate == pytest.approx((exact.low + exact.high) / 2)
+    assert found.low < exact.low and found.high > exact.high, "t over seeds takes the rows as fixed"
+    parts = crossed_difference(a, b)
+    beyond = tail_probability(found.high - found.estimate, parts.seed_se, parts.row_se, 3)
+    assert beyond == pytest.approx(0.025)
+    assert found.method == "t over 3 paired seeds, normal over 500 eval rows" and found.n == 3
     two = paired_difference(a[:2], b[:2])
     assert "bootstrap over 500" in two.method and "paired, 2 seeds" in two.method and two.n == 500
 
@@ -137,6 +141,24 @@ def test_three_seeds_that_happen_to_agree_fall_back_to_rows():
     found = score_interval([table(labels, wrong)] * 3)
     assert found.estimate == pytest.approx(0.8)
     assert found.low < 0.75 and found.high > 0.85 and "bootstrap" in found.method
+
+
+def test_seeds_that_differ_by_as_many_rows_each_leave_the_rows_to_judge_chance_by():
+    # 0.9 - 0.8 and 0.8 - 0.7 differ in the last bit, of which no interval is to be made.
+    labels = np.arange(100) % 2
+
+    def side(*wrong):
+        return [table(labels, np.where(np.arange(100) < n, 1 - labels, labels)) for n in wrong]
+
+    found = paired_difference(side(10, 20, 30), side(20, 30, 40))
+    assert found.estimate == pytest.approx(0.1) and found.high - found.low > 0.05
+
+
+def test_an_accuracys_interval_ends_where_accuracies_do():
+    labels = np.arange(50) % 2
+    seeds = [table(labels, np.where(np.arange(50) < n, 1 - labels, labels)) for n in (0, 1, 9)]
+    found = score_interval(seeds)
+    assert found.high == 1.0 and found.low < 0.8 and found.method == "t over 3 seeds"
 
 
 def test_paired_difference_refuses_unequal_sides():

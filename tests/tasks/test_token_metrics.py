@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rankprobe.errors import UsageError
-from rankprobe.report.stats import paired_difference, row_score, score_interval
+from rankprobe.report.row_values import row_score
+from rankprobe.report.score_intervals import paired_difference, score_interval
 from rankprobe.tasks.metrics import LOWER_IS_BETTER, METRICS, TOKEN_METRICS, score
 from rankprobe.tasks.task import LANGUAGE_METRICS
 

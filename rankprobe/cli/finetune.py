@@ -85,9 +85,10 @@ def finetune(
         planned = plan_study(study, o.place(options), progress=progress)
     if planned.untuned:
         click.echo(f"rankprobe: warning: {planned.untuned}.", err=True)
-    observer = TerminalObserver(planned.steps_left(need_weights=True))
+    wanted = [run.run_id for run in planned.runs]  # what was trained is what this command is for
+    observer = TerminalObserver(planned.steps_left(wanted))
     with observer.live():
-        records = list(run_study(planned, observer=observer, executor=InTurn(wait=False)))
+        records = list(run_study(planned, weights_of=wanted, observer=observer, executor=InTurn(wait=False)))
     run_summary(records[0], planned.runs[0].folder)
     for found in load_runs([planned.runs[0].folder])[:1]:
         for row in found["analysis"].get("functional_rank", []):

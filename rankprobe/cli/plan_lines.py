@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankprobe.cli.show import print_table
 from rankprobe.experiment.latency import LatencyPlan
-from rankprobe.experiment.store import finished
+from rankprobe.experiment.runs import PlannedRun
 from rankprobe.experiment.sweep import PlannedStudy
 from rankprobe.report.numbers import duration
 
@@ -25,19 +25,22 @@ def plan_lines(
     *,
     time_it: bool = False,
     follow: Sequence[PlannedStudy] = (),
-    need_weights: bool = True,
+    weights_of: Collection[str] = (),
 ) -> None:
     """Print what would be done, and what will ``follow`` at rates that this chooses.
 
-    ``need_weights``: runs that dropped what they trained are done again.
+    ``weights_of``: run ids of those that are done again where they dropped what they trained.
 
     ``time_it``: how long it will take too, from a few steps of each kind of run.
     """
     from rankprobe.experiment.parameters import parameter_counts
 
-    rows = []
+    rows: list[dict] = []
+    todo: list[PlannedRun] = []
     for study in studies:
         counts = parameter_counts(study.runs)
+        left = study.left(weights_of)
+        todo += left
         rows += [
             {
                 "run": run.run_id,
@@ -49,12 +52,12 @@ def plan_lines(
                 "steps": run.steps,
                 "trained": counts[run.run_id],
                 "dtype": run.spec.dtype,
-                "done": "yes" if finished(run.folder, need_weights=need_weights) else "",
+                "done": "" if run in left else "yes",
             }
             for run in study.runs
         ]
-    left = sum(study.steps_left(need_weights=need_weights) for study in studies)
-    print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {left:,} optimiser steps left")
+    steps_left = sum(run.steps for run in todo)
+    print_table(pd.DataFrame(rows), title=f"{len(rows)} runs, {steps_left:,} optimiser steps left")
     for study in studies:
         for run in study.truncate:
             click.echo(f"functional rank of {run.run_id}")
@@ -66,11 +69,10 @@ def plan_lines(
     if then:
         steps = sum(run.steps for run in then)
         click.echo(f"then, at the rates that these choose, {len(then)} runs of {steps:,} optimiser steps")
-    if time_it and (left or then):
+    if time_it and (todo or then):
         from rankprobe.experiment.probe import expected_seconds
 
-        runs = [*(run for study in studies for run in study.runs), *then]
-        seconds = sum(expected_seconds(runs, need_weights=need_weights).values())
+        seconds = sum(expected_seconds([*todo, *then]).values())
         click.echo(f"about {duration(seconds)} in all, one after the other, by a few steps of each method")
 
 

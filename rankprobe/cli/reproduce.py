@@ -96,7 +96,8 @@ def reproduce_paper(
         check_trained(only, needs, everything, scale)
     beside = extras(chosen, everything, no_files, needs) if scale != "paper" else []
     if dry_run:
-        plan_lines(todo, latency if needs is None or needs.latency else None, beside)
+        weights_of = {run_id for extra in beside for run_id in extra.weights_of}
+        plan_lines(todo, latency if needs is None or needs.latency else None, beside, weights_of=weights_of)
         return
     model, task = everything[0].runs[0].source.name, everything[0].runs[0].task.name
     whole = scale != "paper"

@@ -28,7 +28,9 @@ def extras(scale: Scale, planned: Sequence[PlannedStudy], place: Place, needs: N
         wanted = [plan for plan in plans if needs is None or plan.name in needs.pairs]
         entry = {"pairs": {plan.name: plan.run_id for plan in plans}}
         lines = tuple(f"what {plan.x.run_id} and {plan.y.run_id} share ({plan.name})" for plan in wanted)
-        found.append(Extra(_last_of(planned, plans), entry, lambda *args: _pairs(wanted, *args), lines))
+        to_do = [plan for plan in wanted if not finished(plan.folder)]
+        weights_of = tuple(run.run_id for plan in to_do for run in (plan.x, plan.y))
+        found.append(Extra(_last_of(planned, plans), entry, lambda *args: _pairs(wanted, *args), lines, weights_of))
     if scale.table1_budget_s:
         # float32, as the paper's GPU computed in.
         plan = plan_table1(
@@ -99,9 +101,10 @@ def _pairs(
     plans: Sequence[PairPlan], observer: TerminalObserver, stop: Callable[[], bool], executor: Executor
 ) -> Iterator[None]:
     for plan in plans:
-        if stop() or not all(_ready(run) for run in (plan.x, plan.y)):
+        there = finished(plan.folder)
+        if not there and (stop() or not all(_ready(run) for run in (plan.x, plan.y))):
             continue
-        if not finished(plan.folder):
+        if not there:
             observer.begin(f"comparing {plan.name}", 0)
         try:
             execute_pair(plan, observer=observer)

@@ -95,7 +95,7 @@ _OF_A_STUDY = (
     "--keep-weights/--drop-weights",
     default=True,
     show_default=True,
-    help="Keep what was trained; functional rank needs it. A finished run that dropped it is done again to keep it.",
+    help="Keep what was trained. Said outright, finished runs that dropped it are done again.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Tables and report.  [default: results/sweep-NAME]"
@@ -142,7 +142,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     with reading() as progress:
         plan = plan_sweep(studies, o.place(options), progress=progress)
     if dry_run:
-        plan_lines(plan.now, time_it=True, follow=plan.follow, need_weights=keep_weights and plan.later is None)
+        plan_lines(plan.now, time_it=True, follow=plan.follow)
         return
     first = studies[0]
     if out is None:
@@ -163,6 +163,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
             name=f"sweep {first.name}",
             title=first.question or f"LoRA's r on {plan.now[0].runs[0].task.name}",
             keep_weights=keep_weights,
+            need_weights=keep_weights and bool(o.given("keep_weights")),
             executor=chosen,
             then=plan.later,
             settings={"margin": first.margin, "pack": pack},

@@ -51,12 +51,15 @@ class Extra:
         ``run(observer, stop, executor)``; yields when tables are worth renewing.
     lines : tuple of str
         What a dry run says of it; none where there is nothing to do now.
+    weights_of : tuple of str
+        Run ids of those whose weights it still needs.
     """
 
     after: int
     entry: dict
     run: Callable[[TerminalObserver, Callable[[], bool], Executor], Iterator[None]]
     lines: tuple[str, ...] = ()
+    weights_of: tuple[str, ...] = ()
 
 
 def run_studies(
@@ -68,6 +71,7 @@ def run_studies(
     latency: LatencyPlan | None = None,
     measure_latency: bool = True,
     keep_weights: bool = True,
+    need_weights: bool = False,
     everything: Sequence[PlannedStudy] | None = None,
     extras: Sequence[Extra] = (),
     main: str | None = None,
@@ -83,9 +87,10 @@ def run_studies(
 
     ``everything`` holds all the studies that the folder is about, where ``studies`` is only the part to do now: what
     else is finished already is reported too. ``main`` is the run_id of any run of the comparison that the report is
-    about. After ``hours`` nothing new is begun. ``paper`` asks for the paper's own tables. ``then`` names the studies
-    that follow from what these ones showed; the report is about the first of them. ``settings`` go into the plan.
-    ``track`` names trackers that finished runs go to. Up to ``pack`` LoRA runs are trained as one.
+    about. With ``need_weights`` finished runs that dropped what they trained are done again; without, only those whose
+    weights are still needed. After ``hours`` nothing new is begun. ``paper`` asks for the paper's own tables. ``then``
+    names the studies that follow from what these ones showed; the report is about the first of them. ``settings`` go
+    into the plan. ``track`` names trackers that finished runs go to. Up to ``pack`` LoRA runs are trained as one.
 
     Raises
     ------
@@ -119,7 +124,12 @@ def run_studies(
         plan |= {key: earlier[key] for key in ("runs", "labels", "note", "main") if key in earlier}
     # What chooses the rates is needed for its losses alone.
     keep = keep_weights and then is None
-    observer = TerminalObserver(sum(study.steps_left(need_weights=keep) for study in studies), LiveFile(out))
+    weights_of = {run_id for extra in extras for run_id in extra.weights_of}
+
+    def wanted(study: PlannedStudy) -> set[str]:
+        return weights_of | {run.run_id for run in study.runs} if need_weights and then is None else weights_of
+
+    observer = TerminalObserver(sum(study.steps_left(wanted(study)) for study in studies), LiveFile(out))
     ends = None if hours is None else time.monotonic() + 3600 * hours
 
     def stop() -> bool:
@@ -151,8 +161,9 @@ def run_studies(
             for part in _first_round_and_rest(study) if measure_latency and latency is not None else [study]:
                 said: set[str] = set()
                 work = run_study(
-                    part, keep_weights=keep, observer=observer, stop=stop, executor=executor, pack=pack
-                )
+                    part, keep_weights=keep, weights_of=wanted(part), observer=observer, stop=stop, executor=executor,
+                    pack=pack,
+                )  # fmt: skip
                 for record in _unless(work, unmeasured):
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
@@ -175,7 +186,7 @@ def run_studies(
                 planned += todo
                 plan |= {**_named(planned), "note": untuned_note(planned), "main": todo[0].runs[0].run_id}
                 claim_output(out, plan)
-                observer.expect(sum(study.steps_left(need_weights=keep) for study in todo))
+                observer.expect(sum(study.steps_left(wanted(study)) for study in todo))
         if measure_latency and not stop():
             _latency(latency, observer)
         observer.begin("tables, pictures and pages", 0)

@@ -154,7 +154,7 @@ def install(piece: Piece, made: dict[str, Files]) -> None:
                 if not truncation_done(run):
                     for name in (CURVE_FILE, RANK_FILE):
                         write_atomic(run.folder / name, files[name].decode())
-            elif not finished(run.folder, need_weights=piece.keep_weights):
+            elif not finished(run.folder, need_weights=piece.need_weights):
                 _install_run(run, files)
 
 

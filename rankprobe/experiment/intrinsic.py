@@ -269,8 +269,7 @@ def run_intrinsic(
 
     def piece(run: PlannedRun) -> Piece:
         need = functional_rank and run.run_id == first.run_id and not truncation_done(run)
-        there = finished(run.folder, need_weights=need)
-        return Piece((run,), keep_weights=run.spec.method == "full" and not there)
+        return Piece((run,), keep_weights=run.spec.method == "full", need_weights=need)
 
     def do(run: PlannedRun) -> dict | None:
         if run.run_id not in records:

@@ -162,7 +162,7 @@ class OnRay:
                         piece, lane = under_way.pop(ref)
                         answer = self._answer(ref)
                         if isinstance(answer, Answer) and answer.what == "send":
-                            there = [run for run in piece.runs if finished(run.folder, need_weights=piece.keep_weights)]
+                            there = [run for run in piece.runs if finished(run.folder, need_weights=piece.need_weights)]
                             sent = {run.run_id: read_files(run.folder) for run in there}
                             under_way[self._send(piece, probe, needs, sent)] = piece, lane
                             continue

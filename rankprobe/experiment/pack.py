@@ -21,7 +21,11 @@ from rankprobe.training.train import TrainResult
 
 
 def execute_pack(
-    runs: Sequence[PlannedRun], *, keep_weights: bool = True, observer: Observer | None = None
+    runs: Sequence[PlannedRun],
+    *,
+    keep_weights: bool = True,
+    need_weights: bool = False,
+    observer: Observer | None = None,
 ) -> list[dict]:
     """Do runs as one pack, or return their records where they are finished already.
 
@@ -33,7 +37,8 @@ def execute_pack(
     ----------
     runs : sequence of PlannedRun
         As :func:`rankprobe.experiment.pack_groups.check_pack` asks; one that is left alone is done alone.
-    keep_weights : bool
+    keep_weights, need_weights : bool
+        As for :func:`rankprobe.experiment.runs.execute`.
     observer : Observer, optional
 
     Returns
@@ -57,10 +62,10 @@ def execute_pack(
     with contextlib.ExitStack() as locks:
         records: dict[str, dict] = {}
         for run in runs:
-            done = finished(run.folder, need_weights=keep_weights)
+            done = finished(run.folder, need_weights=need_weights)
             if not done:
                 locks.enter_context(lock(run.folder))
-                done = finished(run.folder, need_weights=keep_weights)  # another process may have ended it just now
+                done = finished(run.folder, need_weights=need_weights)  # another process may have ended it just now
             if done:
                 records[run.run_id] = done
         left = [run for run in runs if run.run_id not in records]

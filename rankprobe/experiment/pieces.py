@@ -32,11 +32,14 @@ class Piece:
         Measure the functional rank of the (one) finished run, rather than train it.
     keep_weights : bool
         Of the runs that are trained.
+    need_weights : bool
+        A finished run that dropped what it trained is done again.
     """
 
     runs: tuple[PlannedRun, ...]
     truncation: bool = False
     keep_weights: bool = True
+    need_weights: bool = False
 
     @property
     def packed(self) -> bool:
@@ -57,7 +60,7 @@ class Piece:
     def unfinished(self) -> tuple[PlannedRun, ...]:
         """The runs that are still to be done; of a functional rank its run where it is ready and was not measured."""
         if not self.truncation:
-            return tuple(run for run in self.runs if not finished(run.folder, need_weights=self.keep_weights))
+            return tuple(run for run in self.runs if not finished(run.folder, need_weights=self.need_weights))
         ready = ((run, finished(run.folder, need_weights=True)) for run in self.runs)
         return tuple(run for run, found in ready if found and found["status"] == "ok" and not truncation_done(run))
 
@@ -65,7 +68,7 @@ class Piece:
         """Records of the finished runs; none of a functional rank, whose run has been heard of."""
         if self.truncation:
             return []
-        return [found for run in self.runs if (found := finished(run.folder, need_weights=self.keep_weights))]
+        return [found for run in self.runs if (found := finished(run.folder, need_weights=self.need_weights))]
 
 
 def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
@@ -78,8 +81,9 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
     UsageError, OSError, MemoryError
         As :func:`rankprobe.experiment.runs.execute`.
     """
+    weights = {"keep_weights": piece.keep_weights, "need_weights": piece.need_weights}
     if piece.packed:
-        yield from _perform_pack(piece, observer)
+        yield from _perform_pack(piece, observer, weights)
         return
     # A run that another process has ended just now is heard of; a functional rank has no record of its own.
     for run in piece.unfinished() if piece.truncation else piece.runs:
@@ -91,10 +95,10 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
             yield finished(run.folder, need_weights=True)
         else:
             observer.begin(run.spec.label, run.steps)
-            yield execute(run, keep_weights=piece.keep_weights, observer=observer)
+            yield execute(run, **weights, observer=observer)
 
 
-def _perform_pack(piece: Piece, observer: Observer) -> Iterator[dict]:
+def _perform_pack(piece: Piece, observer: Observer, weights: dict[str, bool]) -> Iterator[dict]:
     """Train what is left of a pack, which knows of its finished members too: one that was cut short is redone whole."""
     left = piece.unfinished()
     for run in left:
@@ -102,7 +106,7 @@ def _perform_pack(piece: Piece, observer: Observer) -> Iterator[dict]:
             pass
     steps = sum(run.steps for run in left)
     observer.begin(f"{len(piece.runs)} runs at once, {piece.runs[0].spec.what} and others", steps)
-    yield from execute_pack(piece.runs, keep_weights=piece.keep_weights, observer=observer)
+    yield from execute_pack(piece.runs, **weights, observer=observer)
 
 
 class Unmeasured(WorkError):

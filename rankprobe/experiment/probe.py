@@ -11,7 +11,6 @@ import numpy as np
 
 from rankprobe.experiment.models import prepare, set_threads
 from rankprobe.experiment.runs import PlannedRun
-from rankprobe.experiment.store import finished
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import predict
 from rankprobe.training.train import train
@@ -91,8 +90,8 @@ def measure_pace(run: PlannedRun, *, seed: int = 0) -> Pace:
     return Pace(load_s, float(median(timed)) if len(timed) else 0.0, row_s)
 
 
-def expected_seconds(runs: Sequence[PlannedRun], *, need_weights: bool = False) -> dict[str, float]:
-    """Expected duration of every run that is not finished, by run_id: a probe for each task and method.
+def expected_seconds(runs: Sequence[PlannedRun]) -> dict[str, float]:
+    """Expected duration of every run, by run_id: a probe for each task and method.
 
     The largest r (or size) of a method stands for all of its sizes: on the models and ranks in use a step costs about
     the same, and an estimate is better too long than too short.
@@ -100,12 +99,10 @@ def expected_seconds(runs: Sequence[PlannedRun], *, need_weights: bool = False) 
     Parameters
     ----------
     runs : sequence of PlannedRun
-    need_weights : bool
-        A run that dropped its weights is not finished.
+        What is to be done, from :meth:`rankprobe.experiment.sweep.PlannedStudy.left`.
     """
-    todo = [run for run in runs if not finished(run.folder, need_weights=need_weights)]
     kinds: dict[tuple, list[PlannedRun]] = {}
-    for run in todo:
+    for run in runs:
         spec = run.spec
         kind = (run.source.sha256, run.task.name, spec.max_length, spec.batch_size, spec.method)
         kinds.setdefault(kind, []).append(run)

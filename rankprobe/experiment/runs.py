@@ -93,7 +93,9 @@ def plan_run(spec: RunSpec, source: ModelSource, task: Task, runs: Path) -> Plan
     return PlannedRun(spec, source, task, Path(runs) / identity)
 
 
-def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | None = None) -> dict:
+def execute(
+    run: PlannedRun, *, keep_weights: bool = True, need_weights: bool = False, observer: Observer | None = None
+) -> dict:
     """Do a run, or return its record where it is finished already.
 
     Parameters
@@ -101,6 +103,8 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
     run : PlannedRun
     keep_weights : bool
         Keep what was trained (model, adapter or head) in the folder.
+    need_weights : bool
+        A finished run that dropped what it trained is done again.
     observer : Observer, optional
 
     Returns
@@ -118,11 +122,11 @@ def execute(run: PlannedRun, *, keep_weights: bool = True, observer: Observer | 
     OSError
         If the disk is full or the folder cannot be written.
     """
-    done = finished(run.folder, need_weights=keep_weights)
+    done = finished(run.folder, need_weights=need_weights)
     if done:
         return done
     with lock(run.folder):
-        done = finished(run.folder, need_weights=keep_weights)  # another process may have ended it just now
+        done = finished(run.folder, need_weights=need_weights)  # another process may have ended it just now
         if done:
             return done
         clear_unfinished(run.folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from rankprobe.experiment.pieces import Piece
 from rankprobe.experiment.runs import PlannedRun, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Study, parse_configuration
+from rankprobe.experiment.truncation import truncation_done
 from rankprobe.tasks.load import load_task
 from rankprobe.weights.source import find_model
 
@@ -66,9 +67,22 @@ class PlannedStudy:
     runs: tuple[PlannedRun, ...]
     truncate: tuple[PlannedRun, ...]
 
-    def steps_left(self, *, need_weights: bool = False) -> int:
-        """Optimiser steps of the runs that are not finished; with ``need_weights`` of those too that dropped theirs."""
-        return sum(run.steps for run in self.runs if not finished(run.folder, need_weights=need_weights))
+    def needs_weights(self, run: PlannedRun, weights_of: Collection[str] = ()) -> bool:
+        """Whether what a run trained has to be there: its functional rank is still to be measured, or it is asked for.
+
+        A finished run that dropped its weights is done again then, and only then.
+        """
+        return run.run_id in weights_of or (run in self.truncate and not truncation_done(run))
+
+    def left(self, weights_of: Collection[str] = ()) -> list[PlannedRun]:
+        """The runs that are still to be done."""
+        return [
+            run for run in self.runs if not finished(run.folder, need_weights=self.needs_weights(run, weights_of))
+        ]
+
+    def steps_left(self, weights_of: Collection[str] = ()) -> int:
+        """Optimiser steps of the runs that are still to be done."""
+        return sum(run.steps for run in self.left(weights_of))
 
     @property
     def untuned(self) -> str:
@@ -81,7 +95,9 @@ class PlannedStudy:
         return [replace(self, runs=tuple(run for run in self.runs if run.spec.seed == seed),
                         truncate=self.truncate if seed == seeds[0] else ()) for seed in seeds]
 
-    def pieces(self, *, keep_weights: bool = True, pack: int = 1) -> list[Piece]:
+    def pieces(
+        self, *, keep_weights: bool = True, weights_of: Collection[str] = (), pack: int = 1
+    ) -> list[Piece]:
         """All the work, the most useful first: a round of runs, their functional ranks, the next round.
 
         With ``pack`` above 1 up to so many runs, of any seeds, are one piece, in the place of the first of them.
@@ -92,7 +108,8 @@ class PlannedStudy:
             for run in round_.runs:
                 group = packs.get(run.run_id, (run,))
                 if run is group[0]:
-                    found.append(Piece(group, keep_weights=keep_weights))
+                    need = any(self.needs_weights(run, weights_of) for run in group)
+                    found.append(Piece(group, keep_weights=keep_weights, need_weights=need))
             found += [Piece((run,), truncation=True) for run in round_.truncate]
         return found
 
@@ -139,6 +156,7 @@ def run_study(
     planned: PlannedStudy,
     *,
     keep_weights: bool = True,
+    weights_of: Collection[str] = (),
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
     executor: Executor = IN_TURN,
@@ -148,7 +166,9 @@ def run_study(
 
     A run that diverged or failed does not stop the others. Functional rank is measured at the end of a round of seeds,
     and the run's record yielded again. Once ``stop()`` is true nothing new is begun; what is finished is still yielded.
-    Up to ``pack`` LoRA runs are trained as one, as :mod:`rankprobe.experiment.pack` has it.
-    With an executor that does several at once the order is that of their ends; what begins first is the same.
+    ``weights_of`` has the run ids of those whose weights are needed. Up to ``pack`` LoRA runs are trained as one, as
+    :mod:`rankprobe.experiment.pack` has it. With an executor that does several at once the order is that of their ends;
+    what begins first is the same.
     """
-    yield from executor(planned.pieces(keep_weights=keep_weights, pack=pack), observer or Silent(), stop)
+    pieces = planned.pieces(keep_weights=keep_weights, weights_of=weights_of, pack=pack)
+    yield from executor(pieces, observer or Silent(), stop)

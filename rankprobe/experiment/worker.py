@@ -34,7 +34,7 @@ class Order:
         Which model and task.
     specs, folders
         Of the runs.
-    truncation, keep_weights
+    truncation, keep_weights, need_weights
         As :class:`rankprobe.experiment.pieces.Piece` has them.
     """
 
@@ -43,19 +43,20 @@ class Order:
     folders: tuple[Path, ...]
     truncation: bool
     keep_weights: bool
+    need_weights: bool
 
     @classmethod
     def of(cls, piece: Piece, shared: int) -> Order:
         """The order of a piece whose model and task have this number."""
         specs, folders = tuple(run.spec for run in piece.runs), tuple(run.folder for run in piece.runs)
-        return cls(shared, specs, folders, piece.truncation, piece.keep_weights)
+        return cls(shared, specs, folders, piece.truncation, piece.keep_weights, piece.need_weights)
 
     def piece(self, source: ModelSource, task: Task) -> Piece:
         """The piece, with what its runs share."""
         runs = tuple(
             PlannedRun(spec, source, task, folder) for spec, folder in zip(self.specs, self.folders, strict=True)
         )
-        return Piece(runs, self.truncation, self.keep_weights)
+        return Piece(runs, self.truncation, self.keep_weights, self.need_weights)
 
 
 class Teller:

@@ -498,7 +498,9 @@ def test_seeds_without_weights_and_then_with_them(bench, no_pictures):
     predictions = {path: path.read_bytes() for path in Path("runs").glob("*/predictions.csv")}
     assert rankprobe(*command, "--drop-weights").exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert rankprobe(*command).exit_code == 0, "now the weights are wanted"
+    assert rankprobe(*command).exit_code == 0, "the default does nothing again"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert rankprobe(*command, "--keep-weights").exit_code == 0, "now the weights are wanted"
     assert len(list(Path("runs").rglob("adapter_model.safetensors"))) == 3
     assert {path: path.read_bytes() for path in predictions} == predictions
 

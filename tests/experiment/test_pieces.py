@@ -41,8 +41,8 @@ def doing(monkeypatch):
     """Stands in for training: what was done, in order."""
     done = []
 
-    def execute(run, *, keep_weights, observer):
-        if record := finished(run.folder, need_weights=keep_weights):
+    def execute(run, *, keep_weights, need_weights, observer):
+        if record := finished(run.folder, need_weights=need_weights):
             return record
         with lock(run.folder):
             done.append(run.run_id)

@@ -72,6 +72,11 @@ def test_the_copy_and_merged_lora_have_the_bases_very_modules(models):
         assert not any(module._forward_hooks for module in models[name].modules())
 
 
+def test_every_variant_is_frozen(models):
+    """Whether parameters ask for a gradient changes how fast a CPU is; methods freeze what they do not train."""
+    assert not any(p.requires_grad for model in models.values() for p in model.parameters())
+
+
 def test_every_variant_has_weights_of_its_own(models):
     addresses = [{p.data_ptr() for p in model.parameters()} for model in models.values()]
     assert len(set.union(*addresses)) == sum(map(len, addresses))

@@ -104,8 +104,8 @@ def build_models(
             apply_method(model, set(), variant, size=bottlenecks[ADAPTERS.index(variant)])
             _disturb((p for name, p in model.named_parameters() if ".adapter." in name), generator)
     dtype = _held_in(source, spec)
-    # Frozen all alike: on a CPU a GPT-2 whose parameters ask for no gradient takes 1.1 times as long at (16, 256) as its
-    # own copy whose do, in inference mode too, and methods freeze what they do not train.
+    # Frozen all alike: on a CPU a GPT-2 whose parameters ask for no gradient takes 1.1 times as long at (16, 256) as a
+    # copy whose do, in inference mode too, and methods freeze what they do not train.
     return {name: model.eval().requires_grad_(False).to(spec.device, dtype) for name, model in models.items()}
 
 

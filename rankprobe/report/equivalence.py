@@ -10,6 +10,7 @@ import numpy as np
 
 from rankprobe.errors import UsageError, must
 from rankprobe.report.crossed import CrossedMean, critical_value, tail_probability
+from rankprobe.report.row_values import check_pairs
 from rankprobe.report.score_intervals import crossed_difference
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
@@ -84,7 +85,9 @@ def equivalence(
     Schuirmann (1987), Journal of Pharmacokinetics and Biopharmaceutics 15(6). The margin must have been stated before
     looking: Lakens (2017), Social Psychological and Personality Science 8(4).
     """
-    _check(a, b, margin)
+    check_pairs("equivalence", a, b, least=2)
+    if not 0 < margin < 1:
+        raise UsageError(must("margin", "be between 0 and 1", margin, "Pass 0.02 for two points"))
     bound = math.log1p(margin) if metric in LOWER_IS_BETTER else margin
     binary = metric == "accuracy"
     least = 0.0
@@ -183,14 +186,3 @@ def _only_one_right(x: tuple, y: tuple) -> tuple[float, float]:
     """Shares of the rows that just the first, and just the second, gets right."""
     first, second = np.equal(*x[:2]), np.equal(*y[:2])
     return float((first & ~second).mean()), float((second & ~first).mean())
-
-
-def _check(a: Sequence, b: Sequence, margin: float) -> None:
-    if len(a) != len(b) or len(a) < 2:
-        got = f"{len(a)} and {len(b)}"
-        raise UsageError(must("equivalence", "be tested on 2 or more common seeds", got, "Run another seed"))
-    if len(rows := {len(t[0]) for t in (*a, *b)}) > 1:
-        next_step = "Compare runs of one eval set only"
-        raise UsageError(must("equivalence", "be tested on the same eval rows", sorted(rows), next_step))
-    if not 0 < margin < 1:
-        raise UsageError(must("margin", "be between 0 and 1", margin, "Pass 0.02 for two points"))

@@ -11,7 +11,7 @@ from scipy import stats
 
 from rankprobe.analysis.bootstrap import percentile_interval
 from rankprobe.errors import UsageError, must
-from rankprobe.report.row_values import row_score
+from rankprobe.report.row_values import check_pairs, row_score
 from rankprobe.report.stats import LEVEL, Estimate
 
 _RESAMPLES = 2_000
@@ -136,11 +136,8 @@ def paired_bootstrap(
     Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapters 13 and 15.
     Davison & Hinkley (1997), Bootstrap Methods and their Application, section 4.4.
     """
-    n_rows = {len(t[0]) for t in (*a, *b)}
-    if len(a) != len(b) or len(n_rows) != 1:
-        got = f"{len(a)} and {len(b)} seeds, {sorted(n_rows)} rows"
-        raise UsageError(must("a paired bootstrap", "have the same seeds and rows on both sides", got, "Pair them"))
-    n = n_rows.pop()
+    check_pairs("a paired bootstrap", a, b)
+    n = len(a[0][0])
 
     def score(rows: np.ndarray | None = None) -> float:
         return float(

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from rankprobe.errors import UsageError, must
 from rankprobe.tasks.metrics import LOWER_IS_BETTER, score
 
 # Each row left out costs one evaluation of the metric, which takes all rows: beyond this many, rows go in blocks.
 MAX_BLOCKS = 1_000
 # A row of these is known by its label and prediction alone, and there are only a few such pairs.
 _OF_CLASSES = ("f1", "matthews")
+
+
+def check_pairs(what: str, a: Sequence, b: Sequence, *, least: int = 1) -> None:
+    """Refuse two configurations' tables that do not pair.
+
+    Parameters
+    ----------
+    what : str
+        What they are wanted for: ``"a paired difference"``.
+    a, b : sequence of (labels, predictions, scores), one a seed
+    least : int
+        Seeds.
+
+    Raises
+    ------
+    UsageError
+        If seeds are too few or not as many on both sides, or tables have different numbers of rows.
+    """
+    if len(a) != len(b) or len(a) < least:
+        rule, next_step = f"have the same seeds on both sides, {least} or more", "Pass runs of common seeds only"
+        raise UsageError(must(what, rule, f"{len(a)} and {len(b)}", next_step))
+    if len(rows := {len(t[0]) for t in (*a, *b)}) > 1:
+        next_step = "Compare runs of one eval set only"
+        raise UsageError(must(what, "have the same eval rows on both sides", sorted(rows), next_step))
 
 
 def row_score(table, metric: str, rows: np.ndarray | None = None) -> float:

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rankprobe.errors import UsageError, must
 from rankprobe.report.crossed import CrossedMean, critical_value, crossed_mean
-from rankprobe.report.row_values import comparable_score, row_score, row_values
+from rankprobe.report.row_values import check_pairs, comparable_score, row_score, row_values
 from rankprobe.report.stats import LEVEL, MIN_SEEDS, Estimate, bootstrap_mean, bootstrap_score, t_interval
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
@@ -71,24 +70,7 @@ def paired_difference(
     the more seeds there are, which average their own luck away and not the rows': at a nominal 5 % in 15, 21 and 28 %
     of cases with 3, 5 and 10 seeds (studies/answer-simulation).
     """
-    if len(a) != len(b) or not a:
-        raise UsageError(
-            must(
-                "a paired difference",
-                "have the same seeds on both sides",
-                f"{len(a)} and {len(b)}",
-                "Pass runs of common seeds only",
-            )
-        )
-    if len({len(t[0]) for t in (*a, *b)}) != 1:
-        raise UsageError(
-            must(
-                "a paired difference",
-                "have the same eval rows on both sides",
-                sorted({len(t[0]) for t in (*a, *b)}),
-                "Compare runs of one eval set only",
-            )
-        )
+    check_pairs("a paired difference", a, b)
     if metric in LOWER_IS_BETTER:
         differences = [row_score(x, metric) - row_score(y, metric) for x, y in zip(a, b, strict=True)]
         if seeds_tell(differences):

@@ -152,8 +152,8 @@ def test_fixed_sequence_stops_at_the_first_failure():
 @pytest.mark.parametrize(
     ("a", "b", "margin", "message"),
     [
-        (1, 1, 0.02, "equivalence must be tested on 2 or more common seeds. Got 1 and 1"),
-        (3, 2, 0.02, "2 or more common seeds. Got 3 and 2"),
+        (1, 1, 0.02, "equivalence must have the same seeds on both sides, 2 or more. Got 1 and 1"),
+        (3, 2, 0.02, "on both sides, 2 or more. Got 3 and 2"),
         (2, 2, 2.0, "margin must be between 0 and 1. Got 2.0. Pass 0.02 for two points."),
     ],
 )
@@ -164,7 +164,7 @@ def test_refuses(a, b, margin, message):
 
 
 def test_refuses_other_rows():
-    with pytest.raises(UsageError, match="the same eval rows. Got \\[8, 9\\]"):
+    with pytest.raises(UsageError, match="the same eval rows on both sides. Got \\[8, 9\\]"):
         equivalence(side(np.ones((2, 9))), side(np.ones((2, 8))))
 
 

@@ -131,5 +131,5 @@ def test_bootstrap_of_a_model_with_itself_finds_nothing():
 
 def test_bootstrap_refuses_what_does_not_pair():
     a, b = models(20, 0.8, 0.8, 0)
-    with pytest.raises(UsageError, match="same seeds and rows on both sides. Got 2 and 1 seeds"):
+    with pytest.raises(UsageError, match="same seeds on both sides, 1 or more. Got 2 and 1"):
         paired_bootstrap(a * 2, b)

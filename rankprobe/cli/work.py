@@ -15,13 +15,14 @@ from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.show import raise_bad
 from rankprobe.cli.tracking import track_run
 from rankprobe.errors import UsageError, must
+from rankprobe.experiment.apart import settings_apart
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.pairs import read_pairs
 from rankprobe.experiment.pieces import Unmeasured
-from rankprobe.experiment.store import finished, load_runs, read_latency
+from rankprobe.experiment.store import finished, load_runs, read_latency, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
 from rankprobe.paper.parameter_counts import paper_parameter_counts
 from rankprobe.paper.published import published
@@ -150,8 +151,9 @@ def run_studies(
     todo, number = list(studies), 0
     with hold_output(out, plan), observer.live():
         if earlier and not set(earlier["runs"]) <= set(plan["runs"]):
-            observer.say(f"rankprobe: warning: {out} showed other runs; its tables are replaced, the runs stay in "
-                         f"{runs_folder}.")  # fmt: skip
+            apart = _apart(set(earlier["runs"]) - set(plan["runs"]), planned, runs_folder)
+            observer.say(f"rankprobe: warning: {out} showed other runs{apart}; its tables are replaced, the runs stay "
+                         f"in {runs_folder}.")  # fmt: skip
         if plan["note"]:
             observer.say(f"rankprobe: warning: {plan['note']}.")
         while todo:
@@ -239,6 +241,17 @@ def _named(studies: Sequence[PlannedStudy]) -> dict[str, list[str]]:
     several = len({run.source.sha256 for run in runs}) > 1
     labels = [f"{run.source.name} on {run.spec.configuration}" if several else run.spec.configuration for run in runs]
     return {"runs": [run.run_id for run in runs], "labels": labels}
+
+
+def _apart(earlier: set[str], planned: Sequence[PlannedStudy], runs_folder: Path) -> str:
+    """What sets runs that a folder showed apart from all that are planned now, after a colon; empty where nothing."""
+    try:
+        records = [read_record(runs_folder / run_id) for run_id in sorted(earlier)]
+    except UsageError:  # a damaged record of a run that this call does not need
+        return ""
+    trained = [record for record in records if record and record["kind"] == "train" and record["status"] != "failed"]
+    apart = settings_apart(trained, [run for study in planned for run in study.runs])
+    return f": {apart}" if apart else ""
 
 
 def _first_round_and_rest(study: PlannedStudy) -> list[PlannedStudy]:

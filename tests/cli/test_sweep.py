@@ -216,3 +216,11 @@ def test_a_packed_sweep_has_the_same_tables_and_keeps_its_size(tmp_path, monkeyp
     assert rankprobe(*command, "--runs", "packed", "--out", "b").exit_code == 0
     assert json.loads(Path("b/plan.json").read_text())["pack"] == 4
     refused(rankprobe(*command, "--pack", "many"), 2, "--pack must be auto, off or a number of runs. Got 'many'")
+
+
+def test_a_folder_that_showed_runs_of_another_machine_says_what_sets_them_apart(bench, no_pictures):
+    few = (*SWEEP, "--r", "2", "--seeds", "1", "--drop-weights", "--out", "out")
+    assert rankprobe(*few).exit_code == 0
+    again = rankprobe(*few, "--threads", "2")
+    assert again.exit_code == 0
+    assert "showed other runs: threads 1, not 2 (with --threads 1 they would be used); its tables" in again.stderr

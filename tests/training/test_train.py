@@ -1,6 +1,7 @@
 """The loop: its schedule, batches that cover every row, a task that is learnt, divergence that is noticed."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -201,3 +202,14 @@ def test_dtype_is_a_fact_of_the_hardware():
         assert pick_device() == "cpu"
         with pytest.raises(UsageError, match="device must be"):
             pick_device("cuda")
+
+
+def test_bfloat16_by_name_is_taken_and_warned_of_where_it_is_emulated(monkeypatch):
+    monkeypatch.setattr("rankprobe.training.precision._cpu_has_bfloat16", lambda: False)
+    assert pick_dtype("cpu") == "float32"
+    with pytest.warns(UserWarning, match="this CPU has no bfloat16 instructions and emulates them"):
+        assert pick_dtype("cpu", "bfloat16") == "bfloat16"
+    monkeypatch.setattr("rankprobe.training.precision._cpu_has_bfloat16", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pick_dtype("cpu") == pick_dtype("cpu", "bfloat16") == "bfloat16"

@@ -1,0 +1,59 @@
+"""What sets the runs that a folder showed apart from those that a call has planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+
+from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.spec import RunSpec
+
+# What a machine decides where nobody says it, and the option that says it.
+_OF_THE_MACHINE = {"dtype": "--dtype", "threads": "--threads"}
+# What a study has several of.
+_SWEPT = ("method", "r", "alpha", "targets", "lr", "seed", "bottleneck", "prefix_length", "layers", "d", "rank_pattern")
+
+
+def settings_apart(earlier: Iterable[dict], planned: Sequence[PlannedRun]) -> str:
+    """What all earlier runs have in common and all planned ones have otherwise, in words.
+
+    The usual reason why nothing is taken up again: another machine has another number of cores, or multiplies bfloat16.
+
+    Parameters
+    ----------
+    earlier : iterable of dict
+        run.json contents of trainings.
+    planned : sequence of PlannedRun
+
+    Returns
+    -------
+    str
+        ``"dtype bfloat16, not float32; threads 1, not 2 (with --dtype bfloat16 --threads 1 they would be used)"``;
+        empty where no one setting tells all of the two apart.
+
+    Examples
+    --------
+    >>> settings_apart([], [])
+    ''
+    """
+    before = [_settings(record["spec"], record["model"].get("sha256"), record["task"].get("sha256")) for record in earlier]
+    now = [_settings(asdict(run.spec), run.source.sha256, run.task.sha256) for run in planned]
+    if not before or not now:
+        return ""
+    apart = {}
+    for name in now[0]:
+        old, new = ({str(settings.get(name)) for settings in side} for side in (before, now))
+        if len(old) == len(new) == 1 and old != new:
+            apart[name] = (*old, *new)
+    words = "; ".join(f"{name} {old}, not {new}" for name, (old, new) in apart.items())
+    if not apart.keys() <= _OF_THE_MACHINE.keys():
+        return words
+    options = " ".join(f"{option} {apart[name][0]}" for name, option in _OF_THE_MACHINE.items() if name in apart)
+    return f"{words} (with {options} they would be used)" if words else ""
+
+
+def _settings(spec: dict, model_sha256: str | None, task_sha256: str | None) -> dict:
+    """The fields that a study has one of; a model or task of the same name and other content is told apart too."""
+    same = {field.name: spec.get(field.name) for field in fields(RunSpec) if field.name not in _SWEPT}
+    shas = {"model": model_sha256 or "", "task": task_sha256 or ""}
+    return same | {name: f"{same[name]} {sha256[:8]}" for name, sha256 in shas.items()}

@@ -36,7 +36,7 @@ def settings_apart(earlier: Iterable[dict], planned: Sequence[PlannedRun]) -> st
     >>> settings_apart([], [])
     ''
     """
-    before = [_settings(record["spec"], record["model"].get("sha256"), record["task"].get("sha256")) for record in earlier]
+    before = [_settings(run["spec"], run["model"].get("sha256"), run["task"].get("sha256")) for run in earlier]
     now = [_settings(asdict(run.spec), run.source.sha256, run.task.sha256) for run in planned]
     if not before or not now:
         return ""

@@ -6,6 +6,7 @@ import click
 
 from rankprobe.cli import options as o
 from rankprobe.cli.options import METHODS
+from rankprobe.cli.tracking import check_trackers, track_option, track_run
 
 
 @click.command(
@@ -27,6 +28,7 @@ from rankprobe.cli.options import METHODS
 @o.seed_option
 @o.compute_options
 @o.runs_option
+@track_option("RUNS/trackers")
 @click.option(
     "--truncate/--no-truncate", default=False, help="Measure functional rank too: accuracy against kept rank."
 )
@@ -55,6 +57,7 @@ def finetune(
     from rankprobe.experiment.study_file import read_rank_pattern
     from rankprobe.experiment.sweep import plan_study, run_study
 
+    check_trackers(options["trackers"])
     if method == "lora":
         lora = {
             "r": 8 if r is None else r,
@@ -89,11 +92,14 @@ def finetune(
     observer = TerminalObserver(planned.steps_left(wanted))
     with observer.live():
         records = list(run_study(planned, weights_of=wanted, observer=observer, executor=InTurn(wait=False)))
-    run_summary(records[0], planned.runs[0].folder)
-    for found in load_runs([planned.runs[0].folder])[:1]:
+    folder = planned.runs[0].folder
+    for line in track_run(folder, options["trackers"], folder.parent / "trackers"):
+        click.echo(f"rankprobe: warning: {line}.", err=True)
+    run_summary(records[0], folder)
+    for found in load_runs([folder])[:1]:
         for row in found["analysis"].get("functional_rank", []):
             interval = f"[{row['ci_low']:g}, {row['ci_high']:g}]" if row["k"] is not None else row["reason"]
             what = f"functional rank at {row['q']:.0%} of the gain ({row['rule']})"
             click.echo(f"  {what}: {'none,' if row['k'] is None else format(row['k'], 'g')} {interval}")
     if records[0]["status"] != "ok":
-        raise WorkError(problem(records[0], planned.runs[0].folder))
+        raise WorkError(problem(records[0], folder))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rankprobe.cli import options as o
+from rankprobe.cli.tracking import check_trackers, track_option
 
 
 @click.command(
@@ -39,6 +40,7 @@ from rankprobe.cli import options as o
 @o.compute_options
 @o.jobs_option
 @o.runs_option
+@track_option("OUT/trackers")
 @click.option("--dry-run", is_flag=True, help="Print the runs and their parameter counts, and stop.")
 def reproduce_paper(
     scale: str, only: str | None, hours: float | None, out: Path | None, dry_run: bool, **options
@@ -51,6 +53,7 @@ def reproduce_paper(
     """
     from rankprobe.paper.reproduce import check_trained, load_scale, needs_of, only_what_is_needed
 
+    check_trackers(options["trackers"])
     chosen = load_scale(scale, seed=options["seed"])
     needs = needs_of(only) if only is not None else None
     if dry_run and scale == "paper":
@@ -116,4 +119,5 @@ def reproduce_paper(
             hours=hours,
             executor=by,
             paper=whole,
+            track=options["trackers"],
         )

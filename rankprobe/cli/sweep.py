@@ -113,7 +113,7 @@ _OF_A_STUDY = (
     help="Train up to N LoRA runs as one; auto measures whether that pays.  [default: auto on a GPU, else off]",
 )
 @o.runs_option
-@track_option
+@track_option("OUT/trackers")
 @click.option("--dry-run", is_flag=True, help="Print the runs and how long they will take, and stop.")
 def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run: bool, **options) -> None:
     """Sweep LoRA's r, with full fine-tuning and head only beside it, and say which r to take.

@@ -14,7 +14,7 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +30,16 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _ROWS = 1000
 _PROJECT = "rankprobe"
 
-track_option = click.option(
-    "--track",
-    "trackers",
-    type=click.Choice(TRACKERS),
-    multiple=True,
-    help="Log finished runs there too; repeat for more. Everything stays in OUT/trackers, nothing is sent, unless the "
-    "tracker's own environment variables say otherwise.",
-)
+def track_option(into: str) -> Callable:
+    """``--track``, for a command that keeps what trackers write in a folder that ``into`` names: ``OUT/trackers``."""
+    return click.option(
+        "--track",
+        "trackers",
+        type=click.Choice(TRACKERS),
+        multiple=True,
+        help=f"Log finished runs there too; repeat for more. Everything stays in {into}, nothing is sent, unless the "
+        "tracker's own environment variables say otherwise.",
+    )
 
 
 def check_trackers(names: Sequence[str]) -> None:

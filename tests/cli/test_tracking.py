@@ -17,7 +17,7 @@ from rankprobe.cli import tracking
 from rankprobe.cli.tracking import TRACKERS, check_trackers, run_history, track_run
 from rankprobe.errors import UsageError
 from rankprobe.experiment.store import files_of, finished
-from tests.cli.lab import SWEEP, rankprobe, refused
+from tests.cli.lab import FINETUNE, SWEEP, rankprobe, refused
 
 HISTORY = "step,epoch,loss,lr,grad_norm\n1,1,2.0,0.1,3.0\n2,1,1.0,0.05,inf\n"
 CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "mlflow": "MLflowTracker",
@@ -199,6 +199,15 @@ def test_sweep_tracks_each_run_once_though_it_is_taken_up_again(bench, no_pictur
     )
     logged = [step for step, *_ in fakes["tensorboard"] if isinstance(step, int)]
     assert logged == 2 * [1, 2, 3, 4, 5, 5]
+
+
+def test_one_run_is_tracked_beside_the_store_once(bench, fakes, monkeypatch):
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda p: object())
+    for _ in range(2):
+        assert rankprobe(*FINETUNE, "--method", "head", "--track", "tensorboard").exit_code == 0
+    (name, kept), *more = [note[1:] for note in fakes["tensorboard"] if note[0] == "init"]
+    assert not more and (bench / "runs" / name[0] / "run.json").exists()
+    assert "runs/trackers" in str(kept) + str(name)
 
 
 def test_tensorboards_own_files(tmp_path, monkeypatch):

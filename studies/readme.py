@@ -49,8 +49,9 @@ def claims() -> list[str]:
     lines = ["| claim | measured | verdict |", "|-|-|-|"]
     for row in table[table["verdict"] != "not_run"].itertuples():
         unit = {"points": " points", "ratio": "", "%": " %", "directions": ""}.get(row.unit, f" {row.unit}")
+        form = ".3f" if row.unit == "ratio" else ".3g"
         measured = (
-            "" if pd.isna(row.measured) else f"{row.measured:.3g}{interval(row.ci_low, row.ci_high, '.3g')}{unit}"
+            "" if pd.isna(row.measured) else f"{row.measured:{form}}{interval(row.ci_low, row.ci_high, form)}{unit}"
         )
         lines.append(f"| {row.statement} | {measured} | {row.verdict} |")
     return lines

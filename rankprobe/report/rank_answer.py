@@ -74,7 +74,8 @@ def rank_answer(
         chosen before looking.
     alpha : float
         At most this share of sweeps name an r that is not equivalent: of sweeps that are looked at once, when they are
-        complete. Seeds that are added because nothing was shown are another look, at the same share again.
+        complete. Seeds that are added because nothing was shown are another look: as many as ``more_seeds`` names keep
+        the share (3.2 % in the worst of seven simulated worlds), looks at 3, 5 and 10 seeds do not quite (6.2 %).
     power : float
         With which the seeds that are said to show it would.
     one_sided : bool

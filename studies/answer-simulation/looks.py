@@ -49,12 +49,12 @@ def looked(world: World, sweeps: int, rng: np.random.Generator) -> list[dict]:
         claimed, n_looks = as_advised(lora, full)
         advised, looks = advised + claimed, looks + n_looks
     ways = {f"looked at {', '.join(map(str, BY_HAND[:i]))} seeds": by_hand[i - 1] for i in range(1, len(BY_HAND) + 1)}
-    ways[f"{FIRST} seeds, then as many as advised, up to {MOST}"] = advised
+    as_told = f"{FIRST} seeds, then as many as advised, up to {MOST}"
     return [
         {"world": world.name, "way": way, "sweeps": sweeps, "false_claims": k / sweeps}
         | dict(zip(("low", "high"), exact(int(k), sweeps), strict=True))
-        | {"mean_looks": looks / sweeps if k is advised else None}
-        for way, k in ways.items()
+        | {"mean_looks": looks / sweeps if way == as_told else None}
+        for way, k in (ways | {as_told: advised}).items()
     ]
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 from rankprobe.analysis.spectrum_tables import KINDS
 from rankprobe.report import numbers as say
 from rankprobe.report.claims_rank import full_energy_shares, functional_ranks
-from rankprobe.report.comparison import configurations, full_reference, main_lora, main_metric
+from rankprobe.report.comparison import configurations, full_reference, main_lora, truncation_metric
 from rankprobe.report.findings import Findings
 from rankprobe.report.matrix_plots import heat_map
 from rankprobe.report.matrix_plots import spectra as draw_spectra
@@ -31,7 +31,7 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
         return None
     run = full[mine["run_id"].iloc[0]]
     mine = mine[mine["run_id"] == run["run_id"]]
-    metric = main_metric(run)
+    metric = truncation_metric(run).replace("_", " ")
     energy = _energy_curves(findings.tables["spectra"], findings.tables["ranks"], run["run_id"])
     figure = Figure(figsize=(WIDTH_IN, 4.6 if energy is not None else 2.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(2 if energy is not None else 1, 1, sharex=True))
@@ -55,8 +55,8 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
             x, rows["accuracy"], yerr=around, color=color, marker=marker, ms=4.5, ls=line, capsize=2, lw=1.1, label=name
         )
     top.set_ylabel(metric)
-    top.yaxis.set_major_formatter(score_ticks(metric))
-    top.legend(loc="lower right")
+    top.yaxis.set_major_formatter(score_ticks(truncation_metric(run)))
+    top.legend(loc="best")
     words = [
         f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW "
         f"(seed {run['spec']['seed']}; n = {int(mine['n'].iloc[0]):,} evaluation rows; bars are 95 % intervals, "

@@ -12,6 +12,7 @@ from rankprobe.report.comparison import MAIN_TARGETS
 from rankprobe.report.findings import Findings
 from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SERIES, Picture, broken_axis, score_ticks
 from rankprobe.report.tables import best_settings
+from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 _LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), "LoRA on other targets": (BLUE, "x")}
 # Of the methods that LoRA is measured against, in the order that they come in.
@@ -36,7 +37,8 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     targets = [t for t in by_place if rs_of[t] == 1 == rs_of.max() or rs_of[t] > 1][: len(SERIES)]
     sweep = sweep[sweep["targets"].isin(targets)]
     shown = pd.concat([sweep, methods[methods["method"].isin(["full", "head"])]])
-    figure, parts = broken_axis(_ends(shown, "lora", "full", "head"))
+    log = _by_factors(shown)
+    figure, parts = broken_axis(_ends(shown, "lora", "full", "head"), log=log)
     for (color, marker, line), target in zip(SERIES * 4, targets, strict=False):
         rows = sweep[sweep["targets"] == target].sort_values("r")
         for axes, low, high in parts:
@@ -55,7 +57,7 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     bottom = parts[-1][0]
     bottom.set_xticks(np.log2(rs), [str(r) for r in rs])
     bottom.set_xlabel("LoRA r (log scale)")
-    parts[0][0].set_ylabel(metric)
+    parts[0][0].set_ylabel(f"{metric} (log scale)" if log else metric)
     looks = zip(SERIES * 4, targets, strict=False)
     series = [Line2D([], [], color=c, marker=m, ls=line, label=f"LoRA on {t}") for (c, m, line), t in looks]
     handles = (series if len(series) > 1 else []) + _interval_kinds(sweep)
@@ -77,7 +79,8 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     if methods.empty:
         return None
     metric = methods["metric"].iloc[0]
-    figure, parts = broken_axis(_ends(methods, *methods["method"].unique()))
+    log = _by_factors(methods)
+    figure, parts = broken_axis(_ends(methods, *methods["method"].unique()), log=log)
     loras = methods[methods["method"] == "lora"]
     main = MAIN_TARGETS if MAIN_TARGETS in set(loras["targets"]) else next(iter(loras["targets"]), None)
     series = {}
@@ -109,7 +112,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     if handles:
         figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.4)
     for axes, low, high in parts:
-        axes.set_ylim(low, high + 0.1 * (high - low))
+        axes.set_ylim(low, high * (high / low) ** 0.1 if log else high + 0.1 * (high - low))  # for the labels
         axes.set_xscale("log")
         axes.yaxis.set_major_formatter(score_ticks(metric))
     bottom = parts[-1][0]
@@ -118,7 +121,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _short_count(v)))
     bottom.xaxis.set_minor_locator(NullLocator())
     bottom.set_xlabel("trainable parameters, head included (log scale)")
-    parts[0][0].set_ylabel(metric)
+    parts[0][0].set_ylabel(f"{metric} (log scale)" if log else metric)
     task, n = methods["task"].iloc[0], int(methods["n_eval"].iloc[0])
     total = methods.loc[methods["method"] == "full", "trainable_params"]
     model = methods["model"].iloc[0] + (f" ({say.count(total.iloc[0])} parameters)" if len(total) else "")
@@ -145,6 +148,12 @@ def _set_apart(counts: pd.Series) -> list[float]:
     return places.tolist()
 
 
+def _by_factors(methods: pd.DataFrame) -> bool:
+    """Whether scores are to be compared by their ratios: perplexities that differ by more than a factor of two."""
+    means = methods["accuracy_mean"].dropna()
+    return methods["metric"].iloc[0] in LOWER_IS_BETTER and means.max() > 2 * means.min()
+
+
 def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:
     rows = methods[methods["method"] == method]
     return None if rows.empty else rows.iloc[0]
@@ -166,8 +175,9 @@ def _ends(methods: pd.DataFrame, *kinds: str) -> list[float]:
 def _reach(rows: pd.DataFrame) -> tuple[float, float]:
     """How far intervals may go: one of three unlike seeds would press all others into a line."""
     means = rows["accuracy_mean"].to_numpy(dtype=float)
-    narrow = np.nanmedian(rows["accuracy_ci_high"].to_numpy(dtype=float) - means) if len(rows) else 0.0
-    room = max(_ROOM * np.ptp(means), _NARROW * (narrow if np.isfinite(narrow) else 0.0))
+    halves = rows["accuracy_ci_high"].to_numpy(dtype=float) - means
+    halves = halves[np.isfinite(halves)]
+    room = max(_ROOM * np.ptp(means), _NARROW * (np.median(halves) if len(halves) else 0.0))
     return float(means.min() - room), float(means.max() + room)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rankprobe.report import numbers as say
 
@@ -112,7 +112,7 @@ def score_ticks(metric: str) -> FuncFormatter:
     return FuncFormatter(lambda v, _: f"{v:.4g}")
 
 
-def broken_axis(values: list[float], *, height: float = 3.1):
+def broken_axis(values: list[float], *, height: float = 3.1, log: bool = False):
     """A figure with one y axis, or with two where some values lie far below the rest: the gap would flatten all else.
 
     Parameters
@@ -121,18 +121,28 @@ def broken_axis(values: list[float], *, height: float = 3.1):
         Everything that has to be visible: points and ends of intervals.
     height : float
         Inches.
+    log : bool
+        One logarithmic axis instead, for what differs by factors; values below all positive ones are left out.
 
     Returns
     -------
     (Figure, list of (Axes, low, high))
         Upper axes first; a value belongs to the axes whose bounds hold it.
     """
+    figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
+    if log:
+        positive = [value for value in values if value > 0]
+        low, high = min(positive), max(positive)
+        axes, pad = figure.subplots(), (high / low) ** 0.08
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        return figure, _gridded([(axes, low / pad, high * pad)])
     ordered = sorted(values)
     gaps = [(b - a, i) for i, (a, b) in enumerate(itertools.pairwise(ordered))]
     gap, at = max(gaps, default=(0.0, 0))
     upper, lower = ordered[at + 1 :], ordered[: at + 1]
     spread, low_spread = (part[-1] - part[0] if part else 0.0 for part in (upper, lower))
-    figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
     if not upper or gap < 1.2 * max(spread, low_spread, 0.05):
         pad = 0.08 * max(ordered[-1] - ordered[0], 0.01)
         axes = figure.subplots()
@@ -153,8 +163,13 @@ def broken_axis(values: list[float], *, height: float = 3.1):
         }
         top.plot([0], [0], transform=top.transAxes, **tick)
         bottom.plot([0], [1], transform=bottom.transAxes, **tick)
+    return figure, _gridded(parts)
+
+
+def _gridded(parts: list[tuple]) -> list[tuple]:
+    """Axes with their bounds set and a grid behind what is drawn."""
     for axes, low, high in parts:
         axes.set_ylim(low, high)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-    return figure, parts
+    return parts

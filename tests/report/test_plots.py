@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,29 @@ def test_axis_breaks_only_over_a_wide_gap():
         assert len(broken_axis([0.74, 0.76, 0.79])[1]) == 1
         assert len(broken_axis([0.5, 0.54, 0.74, 0.76, 0.79])[1]) == 2
         assert len(broken_axis([0.7])[1]) == 1
+
+
+def test_what_differs_by_factors_is_on_one_log_axis_with_readable_ticks():
+    with style():
+        figure, [(axes, low, high)] = broken_axis([2.1, 2.2, 6.8, -1.0, 16.0], log=True)
+        figure.canvas.draw()
+    assert axes.get_yscale() == "log" and low < 2.1 and high > 16.0
+    assert len([v for v in axes.get_yticks() if low <= v <= high]) >= 3
+
+
+def test_a_language_models_cut_dw_is_scored_by_the_tokens_it_has_right(tmp_path):
+    runs = [make_run(tmp_path, method="full", accuracy=0.8, spectra=True, truncation=True)]
+    runs += [make_run(tmp_path, r=r, accuracy=0.7) for r in (1, 8)]
+    for run, perplexity in zip(runs, (2.1, 15.9, 5.0), strict=True):
+        run["task"]["metrics"] = ["perplexity", "token_accuracy"]
+        run["metrics"]["perplexity"] = perplexity
+        (Path(run["path"]) / "predictions.csv").unlink()  # a classifier's: as in a clone, there are no intervals
+    pictures = {picture.name: picture for picture in draw_pictures(find(runs, None, published()))}
+    top = pictures["truncation"].figure.axes[0]
+    assert top.get_ylabel() == "token accuracy" and "token accuracy on" in pictures["truncation"].caption
+    for name in ("accuracy_by_r", "accuracy_by_parameters"):
+        axes = pictures[name].figure.axes
+        assert len(axes) == 1 and axes[0].get_yscale() == "log" and axes[0].get_ylabel() == "perplexity (log scale)"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import io
@@ -20,6 +21,8 @@ from rankprobe.errors import RankprobeError, must
 
 # Before any command imports them: no half-finished progress bars of other libraries between ours.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_PRESS_AGAIN_S = 0.05
 
 _COMMANDS = {
     "reproduce-paper": ("reproduce", "reproduce_paper"),
@@ -101,20 +104,44 @@ class Group(click.Group):
 
 @contextlib.contextmanager
 def _noted_interrupts() -> Iterator[list[bool]]:
-    """A list that Ctrl-C adds to inside the block, besides raising KeyboardInterrupt where the program then is."""
+    """A list that Ctrl-C adds to inside the block, besides raising KeyboardInterrupt where the program then is.
+
+    Python prints and drops what is raised inside a ``__del__`` or a callback from C. A Ctrl-C that falls there is
+    pressed once more, a moment later, when the program is somewhere else.
+    """
     pressed: list[bool] = []
+    before = sys.unraisablehook
 
     def note(number: int, frame: object) -> None:
         pressed.append(True)
         signal.default_int_handler(number, frame)
 
+    def press_again() -> None:
+        if signal.getsignal(signal.SIGINT) is not note:  # another Ctrl-C has come through by now
+            return
+        if hasattr(signal, "pthread_kill"):  # it wakes a thread that waits, too
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        else:
+            _thread.interrupt_main()
+
+    def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        again = threading.Timer(_PRESS_AGAIN_S, press_again)
+        again.daemon = True
+        again.start()
+
     # Left alone where the caller has a handler of its own, or is a thread (only the main one may set handlers).
     main_thread = threading.current_thread() is threading.main_thread()
     if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = on_dropped
     try:
         yield pressed
     finally:
+        if sys.unraisablehook is on_dropped:
+            sys.unraisablehook = before
         if signal.getsignal(signal.SIGINT) is note:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -225,6 +225,28 @@ def test_sigint_twice_ends_a_process_that_hangs_on_its_way_out(bench):
     assert not list(bench.rglob("run.json"))
 
 
+def test_sigint_that_falls_into_a_finaliser_is_not_lost():
+    code = """if True:
+        import signal, time
+        from rankprobe.cli.main import _noted_interrupts
+
+        class Finalised:
+            def __del__(self):
+                signal.raise_signal(signal.SIGINT)
+
+        try:
+            with _noted_interrupts() as pressed:
+                it = Finalised()
+                del it
+                assert pressed
+                time.sleep(60)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.stdout == "interrupted\n" and done.stderr == ""
+
+
 def test_no_network_for_a_name_on_the_hub(bench):
     # Nothing listens on port 9 of this machine, which is as good as no network.
     environment = {

@@ -43,7 +43,7 @@ from rankprobe.experiment.store import (
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.head import head_modules
 from rankprobe.methods.lora import lora_deltas
-from rankprobe.tasks.metrics import score
+from rankprobe.tasks.metrics import score, truncation_metric
 from rankprobe.tasks.task import Task
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import Predictions, predict
@@ -197,7 +197,7 @@ def task_score(task: Task) -> Callable:
     The main metric; of a language model, whose perplexity is not a matter of predictions, the share of tokens it has
     right.
     """
-    main = "token_accuracy" if task.problem == "language_modelling" else task.metrics[0]
+    main = truncation_metric(task.metrics[0])
     if main == "accuracy":
         return accuracy  # the bootstrap knows this very function and resamples counts instead of rows
     return lambda labels, predictions: score((main,), labels, predictions, None)[main]

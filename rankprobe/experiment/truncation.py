@@ -15,6 +15,7 @@ from rankprobe.experiment.runs import PlannedRun, task_score
 from rankprobe.experiment.store import lock, write_table
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import lora_deltas, unload_lora
+from rankprobe.tasks.metrics import truncation_metric
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import predict
 from rankprobe.weights.architecture import block_sites, model_shapes
@@ -81,15 +82,13 @@ def _measure(run: PlannedRun, observer: Observer) -> pd.DataFrame:
         found = predict(base, rows, labels, tokenizer.pad_token_id, problem=task.problem, dtype=spec.dtype)
         return found.labels, found.predictions
 
-    score = task_score(task)
+    score, metric = task_score(task), truncation_metric(task.metrics[0]).replace("_", " ")
     ks = truncation_ks(most_directions(updates))
     rules = RULES[:1] if trained.layers else RULES
     points = []
     for point in truncation_curve(W0, W1, updates, evaluate, score, head=trained.head, ks=ks, rules=rules):
         points.append(point)
-        observer.stage(
-            "truncate", len(points), len(ks) * len(rules), f"k={point.k} {task.metrics[0]} {point.score:.3f}"
-        )
+        observer.stage("truncate", len(points), len(ks) * len(rules), f"k={point.k} {metric} {point.score:.3f}")
         write_table(run.folder / CURVE_FILE, pd.DataFrame([p.row() for p in points]))
     ranks = pd.DataFrame([found.row() for found in functional_ranks(points, score)])
     write_table(run.folder / RANK_FILE, ranks)

@@ -107,15 +107,6 @@ def main_metric(run: dict) -> str:
     return run["task"]["metrics"][0]
 
 
-def truncation_metric(run: dict) -> str:
-    """Name of what a cut dW is scored by: of a language model the share of tokens it has right, which resamples by row.
-
-    The same as :func:`rankprobe.experiment.runs.task_score` has it.
-    """
-    main = main_metric(run)
-    return "token_accuracy" if main in LOWER_IS_BETTER else main
-
-
 def full_reference(groups: list[list[dict]]) -> list[dict]:
     """The finished full fine-tuning runs that others are compared with; empty while there are none.
 

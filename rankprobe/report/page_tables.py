@@ -8,11 +8,11 @@ import pandas as pd
 
 from rankprobe.report import numbers as say
 from rankprobe.report.cells import Cell, Table
-from rankprobe.report.comparison import configurations, full_reference, main_metric, truncation_metric
+from rankprobe.report.comparison import configurations, full_reference, main_metric
 from rankprobe.report.findings import Findings
 from rankprobe.report.table1 import VARIANT_NAMES
 from rankprobe.report.tables import best_settings
-from rankprobe.tasks.metrics import LOWER_IS_BETTER
+from rankprobe.tasks.metrics import LOWER_IS_BETTER, truncation_metric
 
 _VERDICTS = {
     "supported": ("✓", "supported"),
@@ -134,8 +134,9 @@ def functional_cells(findings: Findings) -> Table | None:
         line[row["q"]] = Cell(text, "" if known else _text(row.get("reason")))
     rows = [[Cell(*key), *(line.get(q, Cell(say.MISSING)) for q in shares)] for key, line in lines.items()]
     made = sorted({f"{row['method'].split(',')[0]}, n = {int(row['n']):,}" for _, row in measured})
-    metric = truncation_metric(findings.runs[0])
-    of = "" if metric == main_metric(findings.runs[0]) else f" in {metric.replace('_', ' ')}"
+    main = main_metric(findings.runs[0])
+    metric = truncation_metric(main)
+    of = "" if metric == main else f" in {metric.replace('_', ' ')}"
     caption = (
         f"Functional rank: the smallest measured k whose best rank-k part of every dW reaches that share of the "
         f"gain{of}, with 95 % intervals ({'; '.join(made)})."

@@ -10,11 +10,12 @@ from matplotlib.ticker import NullLocator
 from rankprobe.analysis.spectrum_tables import KINDS
 from rankprobe.report import numbers as say
 from rankprobe.report.claims_rank import full_energy_shares, functional_ranks
-from rankprobe.report.comparison import configurations, full_reference, main_lora, truncation_metric
+from rankprobe.report.comparison import configurations, full_reference, main_lora, main_metric
 from rankprobe.report.findings import Findings
 from rankprobe.report.matrix_plots import heat_map
 from rankprobe.report.matrix_plots import spectra as draw_spectra
 from rankprobe.report.style import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH_IN, Picture, score_ticks
+from rankprobe.tasks.metrics import truncation_metric
 
 _RULES = {
     "rest_tuned": ("full fine-tuning, everything else stays tuned", BLUE, "o", "-"),
@@ -31,7 +32,8 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
         return None
     run = full[mine["run_id"].iloc[0]]
     mine = mine[mine["run_id"] == run["run_id"]]
-    metric = truncation_metric(run).replace("_", " ")
+    name = truncation_metric(main_metric(run))
+    metric = name.replace("_", " ")
     energy = _energy_curves(findings.tables["spectra"], findings.tables["ranks"], run["run_id"])
     figure = Figure(figsize=(WIDTH_IN, 4.6 if energy is not None else 2.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(2 if energy is not None else 1, 1, sharex=True))
@@ -55,7 +57,7 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
             x, rows["accuracy"], yerr=around, color=color, marker=marker, ms=4.5, ls=line, capsize=2, lw=1.1, label=name
         )
     top.set_ylabel(metric)
-    top.yaxis.set_major_formatter(score_ticks(truncation_metric(run)))
+    top.yaxis.set_major_formatter(score_ticks(name))
     top.legend(loc="best")
     words = [
         f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW "

@@ -175,3 +175,13 @@ METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pear
 TOKEN_METRICS = {"perplexity": perplexity, "token_accuracy": token_accuracy}
 # Of these less is better.
 LOWER_IS_BETTER = frozenset({"perplexity"})
+
+
+def truncation_metric(main: str) -> str:
+    """What a cut dW is scored by, where more has to be better: the task's main metric or, in place of a perplexity, the
+    share of tokens that the model has right.
+
+    >>> truncation_metric("accuracy"), truncation_metric("perplexity")
+    ('accuracy', 'token_accuracy')
+    """
+    return "token_accuracy" if main in LOWER_IS_BETTER else main

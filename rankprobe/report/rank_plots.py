@@ -32,8 +32,8 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
         return None
     run = full[mine["run_id"].iloc[0]]
     mine = mine[mine["run_id"] == run["run_id"]]
-    name = truncation_metric(main_metric(run))
-    metric = name.replace("_", " ")
+    scored_by = truncation_metric(main_metric(run))
+    metric = scored_by.replace("_", " ")
     energy = _energy_curves(findings.tables["spectra"], findings.tables["ranks"], run["run_id"])
     figure = Figure(figsize=(WIDTH_IN, 4.6 if energy is not None else 2.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(2 if energy is not None else 1, 1, sharex=True))
@@ -57,8 +57,8 @@ def truncation_beside_energy(findings: Findings) -> Picture | None:
             x, rows["accuracy"], yerr=around, color=color, marker=marker, ms=4.5, ls=line, capsize=2, lw=1.1, label=name
         )
     top.set_ylabel(metric)
-    top.yaxis.set_major_formatter(score_ticks(name))
-    top.legend(loc="best")
+    top.yaxis.set_major_formatter(score_ticks(scored_by))
+    top.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     words = [
         f"Above: {metric} on {run['task']['name']} when every block matrix keeps only the best rank-k part of its dW "
         f"(seed {run['spec']['seed']}; n = {int(mine['n'].iloc[0]):,} evaluation rows; bars are 95 % intervals, "

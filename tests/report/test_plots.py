@@ -206,6 +206,7 @@ def test_a_language_models_cut_dw_is_scored_by_the_tokens_it_has_right(tmp_path)
         (Path(run["path"]) / "predictions.csv").unlink()  # a classifier's: as in a clone, there are no intervals
     pictures = {picture.name: picture for picture in draw_pictures(find(runs, None, published()))}
     top = pictures["truncation"].figure.axes[0]
+    assert top.yaxis.get_major_formatter()(0.74) == "74 %"
     assert top.get_ylabel() == "token accuracy" and "token accuracy on" in pictures["truncation"].caption
     for name in ("accuracy_by_r", "accuracy_by_parameters"):
         axes = pictures[name].figure.axes

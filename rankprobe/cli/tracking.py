@@ -30,6 +30,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _ROWS = 1000
 _PROJECT = "rankprobe"
 
+
 def track_option(into: str) -> Callable:
     """``--track``, for a command that keeps what trackers write in a folder that ``into`` names: ``OUT/trackers``."""
     return click.option(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.runs import PlannedRun, plan_run
 from rankprobe.experiment.spec import RunSpec
+from rankprobe.experiment.store import finished
 
 # What a machine decides where nobody says it, and the option that says it.
 _OF_THE_MACHINE = {"dtype": "--dtype", "threads": "--threads"}
@@ -29,7 +30,8 @@ def settings_apart(earlier: Iterable[dict], planned: Sequence[PlannedRun]) -> st
     -------
     str
         ``"dtype bfloat16, not float32; threads 1, not 2 (with --dtype bfloat16 --threads 1 they would be used)"``;
-        empty where no one setting tells all of the two apart.
+        empty where no one setting tells all of the two apart. Options are named where with them a planned run is a
+        finished one of the store: a clone has records without the files beside them.
 
     Examples
     --------
@@ -42,14 +44,19 @@ def settings_apart(earlier: Iterable[dict], planned: Sequence[PlannedRun]) -> st
         return ""
     apart = {}
     for name in now[0]:
-        old, new = ({str(settings.get(name)) for settings in side} for side in (before, now))
+        old, new = ({str(settings[name]) for settings in side} for side in (before, now))
         if len(old) == len(new) == 1 and old != new:
-            apart[name] = (*old, *new)
+            apart[name] = before[0][name], now[0][name]
     words = "; ".join(f"{name} {old}, not {new}" for name, (old, new) in apart.items())
-    if not apart.keys() <= _OF_THE_MACHINE.keys():
+    said = {name: apart[name][0] for name in _OF_THE_MACHINE if name in apart}
+    with_them = (replace(run.spec, **said) for run in planned)
+    if not said or not any(
+        finished(plan_run(spec, run.source, run.task, run.folder.parent).folder)
+        for spec, run in zip(with_them, planned, strict=True)
+    ):
         return words
-    options = " ".join(f"{option} {apart[name][0]}" for name, option in _OF_THE_MACHINE.items() if name in apart)
-    return f"{words} (with {options} they would be used)" if words else ""
+    options = " ".join(f"{_OF_THE_MACHINE[name]} {old}" for name, old in said.items())
+    return f"{words} (with {options} they would be used)"
 
 
 def _settings(spec: dict, model_sha256: str | None, task_sha256: str | None) -> dict:

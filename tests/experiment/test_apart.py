@@ -40,11 +40,16 @@ def records(runs):
     ]  # fmt: skip
 
 
-def test_what_the_machine_decided_comes_with_the_options_that_say_it(plan):
-    said = settings_apart(records(plan(dtype="bfloat16", threads=1)), plan())
-    assert said == (
-        "dtype bfloat16, not float32; threads 1, not 2 (with --dtype bfloat16 --threads 1 they would be used)"
-    )
+def test_what_the_machine_decided_comes_with_the_options_that_bring_finished_runs_back(plan):
+    earlier = plan(dtype="bfloat16", threads=1)
+    words = "dtype bfloat16, not float32; threads 1, not 2"
+    assert settings_apart(records(earlier), plan()) == words, "a clone has no runs, only records"
+    done = {"schema": 1, "run_id": earlier[0].run_id, "kind": "train", "status": "ok", "files": {}, "spec": {},
+            "weights_kept": False, "model": {}, "task": {}, "params": {}, "metrics": {}, "timings": {}}  # fmt: skip
+    earlier[0].folder.mkdir(parents=True)
+    (earlier[0].folder / "run.json").write_text(json.dumps(done))
+    hint = " (with --dtype bfloat16 --threads 1 they would be used)"
+    assert settings_apart(records(earlier), plan()) == words + hint
 
 
 def test_where_the_study_changed_no_option_would_bring_the_runs_back(plan):

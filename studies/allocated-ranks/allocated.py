@@ -31,7 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", default="runs", type=Path)
     parser.add_argument("--out", default=None, type=Path, help="default: results/allocated-ranks")
-    parser.add_argument("--threads", default=1, type=int)
+    parser.add_argument("--threads", default=1, type=int, help="of a run")
+    parser.add_argument("--jobs", default=1, type=int, help="runs at once, in the sweep of step 3")
     parser.add_argument("--rows", default=1024, type=int, help="tuning rows that sensitivity is measured on")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -51,7 +52,9 @@ def main() -> None:
         kept.mkdir(exist_ok=True)
         for name in ("allocation.csv", "allocation.json", "check.csv", "lora_config.json", "ranks.svg", "ranks.png"):
             shutil.copy(folder / name, kept / name)
-    rankprobe("sweep", str(study / "study.toml"), "--out", str(out / "sweep"), "--drop-weights", *place)
+    # --threads is what the jobs divide among them.
+    jobs = ["--runs", str(options.runs), "--threads", str(options.threads * options.jobs), "--jobs", str(options.jobs)]
+    rankprobe("sweep", str(study / "study.toml"), "--out", str(out / "sweep"), "--drop-weights", *jobs)
     table = verdicts(out / "sweep", options.runs, study / "patterns")
     write_table(out / "verdict.csv", table)
     print(table.to_string(index=False))

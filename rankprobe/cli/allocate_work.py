@@ -12,8 +12,8 @@ from rankprobe.cli.progress import reading
 from rankprobe.cli.show import print_table
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.allocation import PATTERN_FILE, AllocatedRanks
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.reopen import reopen, task_name
-from rankprobe.experiment.runs import PlannedRun
 from rankprobe.experiment.sensitivity import Rows, pick_rows
 from rankprobe.tasks.load import load_task
 from rankprobe.weights.run_folder import read_run, run_folder, trained_weights

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankprobe.cli.show import print_table
 from rankprobe.experiment.latency import LatencyPlan
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.sweep import PlannedStudy
 from rankprobe.report.numbers import duration
 

@@ -11,7 +11,7 @@ from rankprobe.experiment.executors import Executor
 from rankprobe.experiment.intrinsic import IntrinsicSweep, finished_intrinsic, plan_intrinsic, run_intrinsic
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.sweep import Place, PlannedStudy
 from rankprobe.paper.reproduce import Needs, Scale

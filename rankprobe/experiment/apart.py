@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 
-from rankprobe.experiment.runs import PlannedRun, plan_run
+from rankprobe.experiment.planned_run import PlannedRun, plan_run
 from rankprobe.experiment.spec import RunSpec
 from rankprobe.experiment.store import finished
 

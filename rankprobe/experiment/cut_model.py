@@ -11,7 +11,7 @@ import torch
 from rankprobe.analysis.truncation import UpdateSVD, decompose_updates
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.models import load_base, load_trained, set_threads, snapshot
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import lora_deltas, unload_lora
 from rankprobe.tasks.task import Example

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from rankprobe.errors import RankprobeError, WorkError, must
 from rankprobe.experiment.observer import Silent
 from rankprobe.experiment.pieces import Piece, perform
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import versions
-from rankprobe.experiment.runs import PlannedRun, clear_unfinished
+from rankprobe.experiment.record import clear_unfinished
 from rankprobe.experiment.store import RUN_FILE, LockedError, finished, lock, write_atomic
 from rankprobe.experiment.truncation import CURVE_FILE, RANK_FILE, truncation_done
 from rankprobe.experiment.worker import Order, portable

@@ -13,7 +13,7 @@ from rankprobe.errors import UsageError, must
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pieces import Piece
-from rankprobe.experiment.runs import PlannedRun, plan_run
+from rankprobe.experiment.planned_run import PlannedRun, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study

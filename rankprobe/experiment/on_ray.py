@@ -18,7 +18,7 @@ from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.errand import Answer, Errand, Files, install, read_files, run_errand
 from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pieces import Agenda, Piece
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import LockedError, finished, read_record
 from rankprobe.experiment.truncation import truncation_done
 

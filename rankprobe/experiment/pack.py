@@ -10,7 +10,9 @@ from rankprobe.experiment.models import count_parameters, set_threads
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pack_groups import check_pack
 from rankprobe.experiment.pack_model import PackedRuns, fits, prepare_pack
-from rankprobe.experiment.runs import PlannedRun, attempt, clear_unfinished, complete, header, work
+from rankprobe.experiment.planned_run import PlannedRun
+from rankprobe.experiment.record import attempt, clear_unfinished, header
+from rankprobe.experiment.runs import complete, work
 from rankprobe.experiment.spec import training_settings
 from rankprobe.experiment.store import finished, lock
 from rankprobe.methods.lora import unload_lora

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rankprobe.errors import RankprobeError, UsageError, must
 from rankprobe.experiment.pack_groups import pack_groups
 from rankprobe.experiment.pack_timing import PackTiming, measure_pack
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 
 # What is tried on a GPU, from the smallest; the first that is no faster than the one before ends it.
 SIZES = (2, 4, 8, 16, 32, 64)

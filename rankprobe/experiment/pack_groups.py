@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 
 # What the members of a pack may differ in. Each has these for itself; a site that a member lacks costs it time.
 _OWN = ("r", "alpha", "rslora", "targets", "lr", "seed")

@@ -12,7 +12,7 @@ from rankprobe.errors import WorkError, must
 from rankprobe.experiment.models import prepare, set_threads
 from rankprobe.experiment.pack_groups import check_pack
 from rankprobe.experiment.pack_model import fits, prepare_pack
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.spec import training_settings
 from rankprobe.training.batches import encode
 from rankprobe.training.packed import train_packed

@@ -14,8 +14,8 @@ import pandas as pd
 from rankprobe.analysis.compare import compare
 from rankprobe.errors import WorkError, must
 from rankprobe.experiment.observer import Observer, Silent
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import git_state, versions
-from rankprobe.experiment.runs import PlannedRun
 from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, write_atomic, write_table
 
 # Attributes of a Comparison by the file that each is kept in.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
-    from rankprobe.experiment.runs import PlannedRun
+    from rankprobe.experiment.planned_run import PlannedRun
 
 # Of the methods that have a size, where none is asked for.
 DEFAULT_SIZES = {"bottleneck": (16,), "prefix_length": (16,), "layers": (2,), "d": (1000,)}

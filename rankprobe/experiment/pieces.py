@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from rankprobe.errors import WorkError, must
 from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pack import execute_pack
-from rankprobe.experiment.runs import PlannedRun, execute, record_failure
+from rankprobe.experiment.planned_run import PlannedRun
+from rankprobe.experiment.record import record_failure
+from rankprobe.experiment.runs import execute
 from rankprobe.experiment.store import LockedError, finished, lock
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
 

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 
 from rankprobe.experiment.models import prepare, set_threads
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import predict
 from rankprobe.training.train import train

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.spec import RunSpec
 from rankprobe.experiment.store import finished, read_record
 from rankprobe.tasks.load import load_task

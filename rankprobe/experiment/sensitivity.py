@@ -16,7 +16,7 @@ from rankprobe.analysis.sensitivity import ladder, sensitivity_table
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.cut_model import BATCH, CutModel
 from rankprobe.experiment.observer import Observer, Silent
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import write_table
 from rankprobe.tasks.task import Example, Task
 

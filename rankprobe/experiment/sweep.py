@@ -13,7 +13,7 @@ from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pack_groups import pack_groups
 from rankprobe.experiment.parameters import check_fit
 from rankprobe.experiment.pieces import Piece
-from rankprobe.experiment.runs import PlannedRun, plan_run
+from rankprobe.experiment.planned_run import PlannedRun, plan_run
 from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Study, parse_configuration
 from rankprobe.experiment.truncation import truncation_done

@@ -11,7 +11,8 @@ from rankprobe.analysis.functional_rank import functional_ranks
 from rankprobe.analysis.truncation import RULES, decompose_updates, most_directions, truncation_curve, truncation_ks
 from rankprobe.experiment.models import load_base, load_trained, set_threads, snapshot
 from rankprobe.experiment.observer import Observer, Silent
-from rankprobe.experiment.runs import PlannedRun, task_score
+from rankprobe.experiment.planned_run import PlannedRun
+from rankprobe.experiment.runs import task_score
 from rankprobe.experiment.store import lock, write_table
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import lora_deltas, unload_lora

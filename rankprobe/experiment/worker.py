@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from rankprobe.experiment.pieces import Piece, perform
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.spec import RunSpec
 from rankprobe.experiment.store import LockedError
 from rankprobe.tasks.task import Task

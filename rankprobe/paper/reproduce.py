@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.study import Study
 from rankprobe.experiment.study_file import study_from
 from rankprobe.experiment.sweep import PlannedStudy

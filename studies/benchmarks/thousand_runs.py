@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from rounds import RESULTS, ROOT, Book, show
 
-from rankprobe.experiment.runs import PlannedRun
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import finished, write_atomic
 from rankprobe.experiment.study_file import load_studies
 from rankprobe.experiment.sweep import Place, plan_study

@@ -87,7 +87,7 @@ def test_every_claim_of_the_table_can_be_asked_for_alone():
     ],
 )
 def test_a_claim_needs_its_own_runs_only(tmp_path, claim, expected):
-    from rankprobe.experiment.runs import plan_run
+    from rankprobe.experiment.planned_run import plan_run
     from rankprobe.experiment.sweep import PlannedStudy
     from rankprobe.tasks.load import load_task
     from rankprobe.weights.source import find_model

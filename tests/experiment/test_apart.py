@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from rankprobe.experiment.apart import settings_apart
-from rankprobe.experiment.runs import plan_run
+from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.tasks.load import make_task
 from rankprobe.tasks.task import Example

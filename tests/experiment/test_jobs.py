@@ -11,7 +11,7 @@ import pytest
 from rankprobe.errors import UsageError
 from rankprobe.experiment.jobs import Jobs
 from rankprobe.experiment.observer import Silent
-from rankprobe.experiment.runs import plan_run
+from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.store import finished, lock
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.experiment.sweep import PlannedStudy, run_study

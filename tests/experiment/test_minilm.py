@@ -5,7 +5,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from rankprobe.experiment.runs import execute, plan_run
+from rankprobe.experiment.planned_run import plan_run
+from rankprobe.experiment.runs import execute
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.tasks.load import load_task
 from rankprobe.training.precision import pick_dtype

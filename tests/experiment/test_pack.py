@@ -15,7 +15,8 @@ from rankprobe.experiment.models import load_trained
 from rankprobe.experiment.pack import execute_pack
 from rankprobe.experiment.pack_groups import check_pack, pack_groups
 from rankprobe.experiment.pack_timing import measure_pack
-from rankprobe.experiment.runs import execute, plan_run, trained_predictions
+from rankprobe.experiment.planned_run import plan_run
+from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import finished, load_runs, lock
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.report.tables import methods_table

@@ -5,7 +5,8 @@ import peft
 import pytest
 import torch
 
-from rankprobe.experiment.runs import execute, plan_run
+from rankprobe.experiment.planned_run import plan_run
+from rankprobe.experiment.runs import execute
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.tasks.load import load_task
 from rankprobe.training.batches import encode

@@ -11,7 +11,8 @@ import torch
 from rankprobe.errors import UsageError
 from rankprobe.experiment.latency import execute_latency, plan_latency
 from rankprobe.experiment.models import count_parameters, load_trained, prepare, set_dropout
-from rankprobe.experiment.runs import execute, plan_run, trained_predictions
+from rankprobe.experiment.planned_run import plan_run
+from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import finished, load_runs
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.experiment.sweep import PlannedStudy, run_study

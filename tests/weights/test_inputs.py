@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankprobe.errors import UsageError
-from rankprobe.experiment.runs import execute, plan_run
+from rankprobe.experiment.planned_run import plan_run
+from rankprobe.experiment.runs import execute
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.tasks.load import make_task
 from rankprobe.tasks.task import Example

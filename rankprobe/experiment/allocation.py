@@ -15,7 +15,7 @@ from rankprobe.experiment.cut_model import CutModel
 from rankprobe.experiment.sensitivity import Rows, Work, pattern_losses
 from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.methods.head import head_modules
-from rankprobe.weights.architecture import BLOCK_KINDS, canonical_targets, model_shapes, target_sites
+from rankprobe.weights.architecture import BLOCK_KINDS, canonical_targets, model_config, model_shapes, target_sites
 from rankprobe.weights.rank_pattern import site_path
 from rankprobe.weights.source import DEFAULT_HUB_ID, DEFAULT_MODEL
 from rankprobe.weights.write_adapter import adapter_config, task_type
@@ -56,7 +56,8 @@ class AllocatedRanks:
 
 def uniform_size(cut: CutModel, r: int, targets: str = "q,v") -> int:
     """Parameters of LoRA's factors with one r on some matrices of the model."""
-    return r * sum(sum(site.shape) for site in target_sites(model_shapes(cut.model), targets))
+    sites = target_sites(model_shapes(cut.model), targets, config=model_config(cut.model))
+    return r * sum(sum(site.shape) for site in sites)
 
 
 def allocate_ranks(cut: CutModel, work: Work, rows: Rows, sensitivity: pd.DataFrame, budget: int) -> AllocatedRanks:
@@ -172,7 +173,7 @@ def _targets(cut: CutModel) -> str:
 
 def _named(cut: CutModel, targets: str, ranks: dict[str, int]) -> dict[str, int]:
     """r by path; matrices among the targets that the run did not change are named too, with 0."""
-    sites = target_sites(model_shapes(cut.model), targets)
+    sites = target_sites(model_shapes(cut.model), targets, config=model_config(cut.model))
     return {site_path(site): ranks.get(site.name, 0) for site in sites}
 
 

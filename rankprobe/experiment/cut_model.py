@@ -18,7 +18,7 @@ from rankprobe.tasks.task import Example
 from rankprobe.training.batches import encode
 from rankprobe.training.block_outputs import BlockOutputs, find_blocks
 from rankprobe.training.row_losses import row_losses
-from rankprobe.weights.architecture import block_sites, model_shapes, target_sites
+from rankprobe.weights.architecture import block_sites, model_config, model_shapes, target_sites
 from rankprobe.weights.run_folder import read_run, trained_weights
 
 BATCH = 64
@@ -53,9 +53,9 @@ class CutModel:
         spec, task = run.spec, run.task
         set_threads(spec.threads)
         base, self.tokenizer, self.head = load_base(spec, run.source, task)
-        self._W0 = snapshot(base)
+        self._W0, config = snapshot(base), model_config(base)
         trained = load_trained(run.folder, spec, run.source, task)
-        deltas = list(lora_deltas(trained.layers))
+        deltas = list(lora_deltas(trained.layers, config=config))
         for layer in trained.layers.values():
             layer.merge()
         unload_lora(trained.model)
@@ -63,12 +63,12 @@ class CutModel:
         self._W1 = snapshot(self.model)
         self._parameters = dict(self.model.named_parameters())
         shapes = model_shapes(self.model)
-        sites = block_sites(shapes)
+        sites = block_sites(shapes, config=config)
+        deltas = deltas or full_deltas(self._W0, self._W1, config=config)
         # A matrix that did not change has nothing to cut.
-        updates = [u for u in decompose_updates(self._W0, self._W1, deltas or full_deltas(self._W0, self._W1), sites)
-                   if float(u.S[0]) > 0]  # fmt: skip
+        updates = [u for u in decompose_updates(self._W0, self._W1, deltas, sites) if float(u.S[0]) > 0]
         if targets is not None:
-            wanted = {site.name for site in target_sites(shapes, targets)}
+            wanted = {site.name for site in target_sites(shapes, targets, config=config)}
             updates = [update for update in updates if update.site.name in wanted]
         if not updates:
             got = "no change in any of them" if targets is None else f"no change in {targets}"

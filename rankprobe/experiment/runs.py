@@ -33,6 +33,7 @@ from rankprobe.tasks.task import Task
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import Predictions, predict
 from rankprobe.training.train import HISTORY, TrainResult, train
+from rankprobe.weights.architecture import model_config
 from rankprobe.weights.delta import Delta
 
 
@@ -193,14 +194,15 @@ def complete(
 
 def _deltas(run: PlannedRun, prepared: Prepared) -> Iterator[Delta] | None:
     """The updates of the matrices that a run trained; None where there are none, or a random subspace made them."""
+    config = model_config(prepared.model)
     if prepared.layers:
-        return lora_deltas(prepared.layers)
+        return lora_deltas(prepared.layers, config=config)
     if run.spec.method not in ("full", "top_layers"):
         return None
     # W0 is loaded again rather than kept: a copy would count as full fine-tuning's memory.
     W0, W1 = snapshot(load_base(run.spec, run.source, run.task)[0]), snapshot(prepared.model)
     trained = [name for name, p in prepared.model.named_parameters() if p.requires_grad]
-    return full_deltas({name: W0[name] for name in trained}, {name: W1[name] for name in trained})
+    return full_deltas({name: W0[name] for name in trained}, {name: W1[name] for name in trained}, config=config)
 
 
 def _timings(result: TrainResult) -> dict:

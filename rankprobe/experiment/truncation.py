@@ -19,7 +19,7 @@ from rankprobe.methods.lora import lora_deltas, unload_lora
 from rankprobe.tasks.metrics import truncation_metric
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import predict
-from rankprobe.weights.architecture import block_sites, model_shapes
+from rankprobe.weights.architecture import block_sites, model_config, model_shapes
 
 CURVE_FILE, RANK_FILE = "truncation.csv", "functional_rank.csv"
 
@@ -62,18 +62,18 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
 def _measure(run: PlannedRun, observer: Observer) -> pd.DataFrame:
     spec, task = run.spec, run.task
     set_threads(spec.threads)
-    base, tokenizer, _ = load_base(spec, run.source, task)
-    W0 = snapshot(base)
+    base, tokenizer, head = load_base(spec, run.source, task)
+    W0, config = snapshot(base), model_config(base)
     trained = load_trained(run.folder, spec, run.source, task)
     if trained.layers:
-        deltas = list(lora_deltas(trained.layers))
+        deltas = list(lora_deltas(trained.layers, config=config))
         for layer in trained.layers.values():
             layer.merge()
         unload_lora(trained.model)
     W1 = snapshot(trained.model)
     if not trained.layers:
-        deltas = full_deltas(W0, W1)
-    sites = block_sites(model_shapes(base))
+        deltas = full_deltas(W0, W1, config=config)
+    sites = block_sites(model_shapes(base), config=config)
     updates = decompose_updates(W0, W1, deltas, sites)
     rows = encode(tokenizer, task.eval, spec.max_length, problem=task.problem)
     labels = [e.label for e in task.eval]
@@ -87,7 +87,7 @@ def _measure(run: PlannedRun, observer: Observer) -> pd.DataFrame:
     ks = truncation_ks(most_directions(updates))
     rules = RULES[:1] if trained.layers else RULES
     points = []
-    for point in truncation_curve(W0, W1, updates, evaluate, score, head=trained.head, ks=ks, rules=rules):
+    for point in truncation_curve(W0, W1, updates, evaluate, score, head=head, ks=ks, rules=rules):
         points.append(point)
         observer.stage("truncate", len(points), len(ks) * len(rules), f"k={point.k} {metric} {point.score:.3f}")
         write_table(run.folder / CURVE_FILE, pd.DataFrame([p.row() for p in points]))

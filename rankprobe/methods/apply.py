@@ -15,7 +15,7 @@ from rankprobe.methods.lora import LoRALayer, apply_lora
 from rankprobe.methods.prefix import apply_prefix, apply_prompt
 from rankprobe.methods.random_subspace import RandomSubspace
 from rankprobe.methods.top_layers import apply_top_layers
-from rankprobe.weights.architecture import model_shapes, target_sites
+from rankprobe.weights.architecture import model_config, model_shapes, target_sites
 from rankprobe.weights.rank_pattern import RankPattern, ranks_by_site
 
 
@@ -84,7 +84,7 @@ def apply_method(
                 rule = "be of a model that has a head of its own"
                 raise UsageError(must("The method head", rule, "a language model", "Choose another method"))
         case "lora":
-            sites = target_sites(model_shapes(model), targets)
+            sites = target_sites(model_shapes(model), targets, config=model_config(model))
             ranks = None if rank_pattern is None else ranks_by_site(sites, r, rank_pattern)
             layers = apply_lora(model, sites, r, alpha, dropout=dropout, rslora=rslora, seed=seed, ranks=ranks)
             return Applied(model, layers)

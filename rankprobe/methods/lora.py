@@ -17,7 +17,7 @@ from rankprobe.errors import UsageError, must
 from rankprobe.methods.full import dtype_name
 from rankprobe.methods.head import head_modules
 from rankprobe.weights.adapter import Adapter, Factors, save_adapter, scaling_of
-from rankprobe.weights.architecture import WeightSite, model_shapes, weight_sites
+from rankprobe.weights.architecture import WeightSite, model_config, model_shapes, weight_sites
 from rankprobe.weights.delta import Delta
 from rankprobe.weights.fused import FUSED_KINDS
 from rankprobe.weights.write_adapter import task_type
@@ -217,7 +217,7 @@ def load_lora(model: nn.Module, adapter: Adapter) -> dict[str, LoRALayer]:
         If the model lacks one of the adapter's modules or shapes differ.
     """
     shapes = model_shapes(model)
-    sites = {s.module: s for s in weight_sites(shapes, fused=True)}
+    sites = {s.module: s for s in weight_sites(shapes, fused=True, config=model_config(model))}
     layers = {}
     for path, f in adapter.factors.items():
         site = sites.get(path)
@@ -265,14 +265,18 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
 
 
-def lora_deltas(layers: Mapping[str, LoRALayer]) -> Iterator[Delta]:
-    """The updates as factors, one Delta a site; a fused matrix adapted whole yields q, k and v."""
+def lora_deltas(layers: Mapping[str, LoRALayer], *, config: Mapping | None = None) -> Iterator[Delta]:
+    """The updates as factors, one Delta a site; a fused matrix adapted whole yields q, k and v.
+
+    ``config`` is config.json, for those fused matrices that only it tells apart.
+    """
     for layer in layers.values():
         W0 = layer._W0 if layer.merged else layer.base.weight.detach()
         for site, A, B, scaling in zip(layer.sites, layer.A, layer.B, layer.scalings, strict=True):
-            parts = weight_sites({site.parameter: tuple(W0.shape)}) if site.kind in FUSED_KINDS else [site]
+            whole = {site.parameter: tuple(W0.shape)}
+            parts = weight_sites(whole, config=config) if site.kind in FUSED_KINDS else [site]
             for part in parts:
-                whole = site.rows is not None or part.rows is None
+                own = site.rows is not None or part.rows is None
                 yield Delta(
                     part.name,
                     part.layer,
@@ -281,7 +285,7 @@ def lora_deltas(layers: Mapping[str, LoRALayer]) -> Iterator[Delta]:
                     dtype_name(W0),
                     dtype_name(B),
                     float(part.get(W0).double().norm()),
-                    B=B.detach() if whole else part.rows.get(B.detach()),
+                    B=B.detach() if own else part.rows.get(B.detach()),
                     A=A.detach(),
                     scaling=scaling,
                 )

@@ -192,6 +192,16 @@ def model_shapes(model) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
+def model_config(model: nn.Module) -> dict:
+    """A model's config as config.json has it; empty for a module without one.
+
+    >>> model_config(nn.Linear(2, 2))
+    {}
+    """
+    config = getattr(model, "config", None)
+    return dict(config.to_dict() if hasattr(config, "to_dict") else config or {})
+
+
 def max_positions(model: nn.Module) -> int | None:
     """Tokens that a model has position embeddings for; None where positions are computed (rotary, relative).
 
@@ -207,9 +217,15 @@ def max_positions(model: nn.Module) -> int | None:
     return None
 
 
-def block_sites(shapes: Mapping[str, Iterable[int]], *, fused: bool = False) -> list[WeightSite]:
-    """The linear weights inside the encoder or decoder blocks, which LoRA can target and functional rank truncates."""
-    return [s for s in weight_sites(shapes, fused=fused) if s.layer is not None and s.kind != "embed"]
+def block_sites(
+    shapes: Mapping[str, Iterable[int]], *, fused: bool = False, config: Mapping | None = None
+) -> list[WeightSite]:
+    """The linear weights inside the encoder or decoder blocks, which LoRA can target and functional rank truncates.
+
+    Parameters are those of :func:`weight_sites`.
+    """
+    sites = weight_sites(shapes, fused=fused, config=config)
+    return [s for s in sites if s.layer is not None and s.kind != "embed"]
 
 
 def parse_targets(targets: str) -> tuple[str, ...] | None:
@@ -236,7 +252,9 @@ def canonical_targets(targets: str) -> str:
     return targets.strip() if kinds is None or targets.strip() == "all" else ",".join(kinds)
 
 
-def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[WeightSite]:
+def target_sites(
+    shapes: Mapping[str, Iterable[int]], targets: str, *, config: Mapping | None = None
+) -> list[WeightSite]:
     """The sites that a target string names.
 
     Parameters
@@ -245,7 +263,10 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
         The model's parameters.
     targets : str
         Short names (``q,v``, ``qkvo``, ``all``) or a regular expression searched for in module paths. A short name
-        takes its part of a fused matrix, a regex takes a fused matrix whole, as PEFT does.
+        takes its part of a fused matrix, a regex takes a fused matrix whole, as PEFT does. ``all`` takes whole those
+        fused matrices whose parts are not known.
+    config : mapping, optional
+        config.json, from :func:`model_config`: some fused matrices are told apart by it alone.
 
     Raises
     ------
@@ -256,19 +277,18 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
         raise UsageError(must("targets", "name something", repr(targets), "Pass q,v, say"))
     kinds = parse_targets(targets)
     if kinds is not None:
-        sites = block_sites(shapes)
+        sites = block_sites(shapes, config=config)
         there = {s.kind for s in sites}
-        missing = [] if targets.strip() == "all" else [k for k in kinds if k not in there]
+        if targets.strip() == "all":
+            kinds, missing = (*BLOCK_KINDS, *FUSED_KINDS), [] if there & {*BLOCK_KINDS, *FUSED_KINDS} else ["all"]
+        else:
+            missing = [k for k in kinds if k not in there]
         if missing:
             has = ", ".join(k for k in BLOCK_KINDS if k in there) or "none of them"
-            raise UsageError(
-                must(
-                    "targets",
-                    f"name matrices that the model has ({has})",
-                    ",".join(missing),
-                    "Pass some of those or a regular expression on module paths",
-                )
-            )
+            reason = next((why for s in sites if (why := why_whole(s, config))), None)
+            got = ",".join(missing) + (f" of a fused matrix: {reason}" if reason else "")
+            next_step = "Pass some of those or a regular expression on module paths"
+            raise UsageError(must("targets", f"name matrices that the model has ({has})", got, next_step))
         return [s for s in sites if s.kind in kinds]
     try:
         pattern = re.compile(targets)
@@ -281,9 +301,10 @@ def target_sites(shapes: Mapping[str, Iterable[int]], targets: str) -> list[Weig
                 "Correct the expression",
             )
         ) from None
-    sites = [s for s in block_sites(shapes, fused=True) if pattern.search(s.module)]
+    inside = block_sites(shapes, fused=True, config=config)
+    sites = [s for s in inside if pattern.search(s.module)]
     if not sites:
-        modules = sorted({re.sub(r"\.\d+\.", ".N.", s.module) for s in block_sites(shapes, fused=True)})
+        modules = sorted({re.sub(r"\.\d+\.", ".N.", s.module) for s in inside})
         leaves = dict.fromkeys(module.rpartition(".")[2] for module in modules)
         near = difflib.get_close_matches(targets, [*leaves, *modules, *BLOCK_KINDS], n=1, cutoff=0.3)
         hint = f"Did you mean {near[0]!r}?" if near else "Pass q,v, say"

@@ -1,16 +1,19 @@
 """Runs from end to end on tiny models: what a folder holds, that it is repeatable, that truncation's ends agree."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.fit import parameter_counts
 from rankprobe.experiment.latency import execute_latency, plan_latency
-from rankprobe.experiment.models import count_parameters, load_trained, prepare, set_dropout
+from rankprobe.experiment.models import count_parameters, load_base, load_trained, prepare, set_dropout
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import finished, load_runs
@@ -131,6 +134,29 @@ def test_truncation_ends_are_the_run_and_the_base_weights(tmp_path, task, config
     assert tuned.index[0] == 0 and set(ranks["q"]) == {0.9, 0.99} and set(ranks["rule"]) == rules == set(curve["rule"])
 
 
+def test_a_pooler_that_the_checkpoint_lacked_goes_with_the_head(tmp_path, task):
+    """In the cut model with the base's own rest, k = p: a pooler put back to random values would end near chance."""
+    config = transformers.AutoConfig.from_pretrained(make_tiny("bert", tmp_path / "made"))
+    shutil.copytree(tmp_path / "made", tmp_path / "mlm")
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "mlm")
+    source, study = find_model(tmp_path / "mlm"), planned(tmp_path, task, Configuration("full", lr=3e-3)).study
+    run = plan_run(study.specs(**PLACE)[0], source, task, tmp_path / "runs")
+    record = execute(run)
+    trained, base = load_trained(run.folder, run.spec, source, task), load_base(run.spec, source, task)[0]
+    head = {name for name, _ in base.named_parameters() if "pooler" in name or "classifier" in name}
+    measure_truncation(run)
+    curve = pd.read_csv(run.folder / "truncation.csv").query("rule == 'rest_base'").set_index("k")["accuracy"]
+    parameters = dict(base.named_parameters())
+    for name, p in trained.model.named_parameters():
+        if name in head:
+            parameters[name].data.copy_(p)
+    trained.trainee = trained.model = base
+    expected = trained_predictions(run, trained)
+    assert curve[0] == pytest.approx(np.mean(np.equal(expected.labels, expected.predictions)))
+    assert record["params"]["head"] == sum(parameters[name].numel() for name in head)
+    assert parameter_counts([run])[run.run_id] == record["params"]["trainable"]
+
+
 def test_lora_spectra_are_those_of_the_multiplied_update(tmp_path, task):
     run = planned(tmp_path, task, Configuration("lora", r=3, lr=1e-2)).runs[0]
     execute(run)
@@ -184,3 +210,13 @@ def test_default_rates_elsewhere_are_said_to_be_untuned(tmp_path, task):
         tmp_path, task, Configuration("full"), Configuration("head", lr=1e-2)
     ).untuned
     assert planned(tmp_path, task, Configuration("full", lr=1e-3)).untuned == ""
+
+
+def test_a_text_of_no_tokens_is_a_text(tmp_path):
+    """GPT-2's tokenizer puts nothing around a text, and the longest-first batches end with the empty one alone."""
+    rows = (*examples(64, 1000), Example("empty", "", None, 0))
+    task = make_task("toy", "eval", (*examples(63), Example("none", "", None, 1)), rows, ("no", "yes"), ("accuracy",))
+    run = planned(tmp_path, task, Configuration("head", lr=1e-2), kind="gpt2").runs[0]
+    record = execute(run)
+    assert record["status"] == "ok", record["error"]
+    assert len(pd.read_csv(run.folder / "predictions.csv")) == 65

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from rankprobe.experiment.spec import RunSpec
 from rankprobe.methods.apply import apply_method
@@ -183,13 +185,29 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Set every dropout inside a model to ``p``; architectures keep it in modules and in plain attributes."""
+    """Set every dropout inside a model to ``p``; architectures keep it in modules, in plain attributes and in configs.
+
+    Layers that are left out at random (OPT's layerdrop) are kept all where ``p`` is 0. The model's own config, which
+    goes to disk with it, says afterwards what it said before.
+    """
+    kept, configs = copy.deepcopy(getattr(model, "config", None)), {}
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = p
-        for name in ("attention_dropout", "attn_dropout", "dropout_prob", "pos_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, p)
+        _set_rates(vars(module), p)
+        if hasattr(config := vars(module).get("config"), "to_dict"):
+            configs[id(config)] = config
+    for config in configs.values():  # Falcon's blocks read theirs at every pass
+        _set_rates(vars(config), p)
+    if kept is not None:
+        model.config = kept
+
+
+def _set_rates(attributes: dict, p: float) -> None:
+    for name, value in attributes.items():
+        layers = "layerdrop" in name
+        if "drop" in name and isinstance(value, float) and not (layers and p):
+            attributes[name] = p
 
 
 def set_threads(threads: int) -> None:

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 
 from rankprobe.errors import UsageError
 from rankprobe.experiment.models import set_dropout
@@ -213,3 +214,26 @@ def test_bfloat16_by_name_is_taken_and_warned_of_where_it_is_emulated(monkeypatc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert pick_dtype("cpu") == pick_dtype("cpu", "bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize("config", [
+    transformers.OPTConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=4,
+                           word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5),
+    transformers.BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.5,
+                             attention_dropout=0.5),
+    transformers.FalconConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                              hidden_dropout=0.5, attention_dropout=0.5),
+    transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4),
+], ids=lambda config: config.model_type)  # fmt: skip
+def test_no_dropout_is_left_in_any_architecture(config):
+    """Some keep it in attributes, some read it from the config at every pass."""
+    before = {key: value for key, value in config.to_dict().items() if "drop" in key}
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids = torch.arange(5, 13).view(2, 4)
+    set_dropout(model, 0.0)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert {key: value for key, value in model.config.to_dict().items() if "drop" in key} == before, "as it is saved"
+    set_dropout(model, 0.5)
+    with torch.no_grad():
+        assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -11,6 +11,8 @@ from rankprobe.cli import options as o
 from rankprobe.errors import UsageError, must
 
 _BUDGET_S, _TABLE1_BUDGET_S = 60.0, 300.0
+# Of one shape: beyond it a typing error is likelier than a wish.
+_MOST_TOKENS = 10_000_000
 
 
 @click.command(
@@ -115,7 +117,11 @@ def _shapes(text: str) -> tuple[tuple[int, int], ...]:
         raise UsageError(
             must("shapes", "be batch x length pairs with commas between", repr(text), "Pass 1x32,8x64, say")
         )
-    return tuple((int(p[1]), int(p[2])) for p in pairs)
+    shapes = tuple((int(p[1]), int(p[2])) for p in pairs)
+    if any(batch * length > _MOST_TOKENS for batch, length in shapes):
+        rule = f"have at most {_MOST_TOKENS:,} tokens each"
+        raise UsageError(must("shapes", rule, repr(text), "Pass 1x32,8x64, say"))
+    return shapes
 
 
 def _measured(plan):

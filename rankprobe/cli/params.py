@@ -24,7 +24,7 @@ from rankprobe.cli import options as o
 @click.option("--prefix-length", type=o.IntList(), default=(16,), show_default="16", help="Of prompt and prefix.")
 @click.option("--layers", type=o.IntList(), default=(2,), show_default="2", help="Of top_layers: the last ones.")
 @click.option("--d", type=o.IntList(), default=(1000,), show_default="1000", help="Of did and said.")
-@click.option("--labels", type=click.IntRange(min=1), default=2, show_default=True, help="Classes of the head.")
+@click.option("--labels", type=click.IntRange(1, 1_000_000), default=2, show_default=True, help="Classes of the head.")
 @click.option(
     "--task-type",
     type=click.Choice(["classification", "lm"]),
@@ -47,19 +47,23 @@ def params(
     """Print the trainable parameters of every method on a model.
 
     The methods are put on the model's shapes on the meta device and what then trains is counted: no weights are
-    loaded. The paper's models (roberta-base, roberta-large, deberta-v2-xxlarge, gpt2-medium, gpt2-large, gpt3-175b)
-    need no download. A method that was not asked for by name is left out where it does not fit.
+    loaded; of a model's folder the weights' names are read, since a pooler that they lack belongs to the head. The
+    paper's models (roberta-base, roberta-large, deberta-v2-xxlarge, gpt2-medium, gpt2-large, gpt3-175b) need no
+    download. A method that was not asked for by name is left out where it does not fit.
     """
     if paper:
         _paper(form)
         return
     from rankprobe.cli.show import print_table
+    from rankprobe.errors import UsageError
     from rankprobe.experiment.parameters import parameter_table
     from rankprobe.experiment.spec import SIZE_FIELD
     from rankprobe.paper.architectures import PAPER_MODELS, paper_config, paper_problem
-    from rankprobe.weights.pretrained import load_config
+    from rankprobe.weights.lacking import stored_names
+    from rankprobe.weights.pretrained import config_folder, load_config
 
     config = paper_config(model) if model in PAPER_MODELS else load_config(model)
+    stored = None if model in PAPER_MODELS else stored_names(config_folder(model))
     default = paper_problem(model) if model in PAPER_MODELS else "classification"
     problem = {"classification": "classification", "lm": "language_modelling", None: default}[task_type]
     typed = {*methods} | {m for m, size in SIZE_FIELD.items() if o.given(size)}
@@ -73,7 +77,10 @@ def params(
         sizes=sizes,
         problem=problem,
         optional=set(o.METHODS) - typed,
+        stored=stored,
     )
+    if table.empty:
+        raise UsageError(table.attrs["left_out"][0].partition(": ")[2])
     for reason in table.attrs["left_out"]:
         click.echo(f"rankprobe: left out: {reason}", err=True)
     if form == "csv":

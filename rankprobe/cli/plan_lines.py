@@ -33,7 +33,7 @@ def plan_lines(
 
     ``time_it``: how long it will take too, from a few steps of each kind of run.
     """
-    from rankprobe.experiment.parameters import parameter_counts
+    from rankprobe.experiment.fit import parameter_counts
 
     rows: list[dict] = []
     todo: list[PlannedRun] = []

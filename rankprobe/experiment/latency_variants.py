@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from rankprobe.experiment.fit import check_length
 from rankprobe.experiment.models import pick_attention
-from rankprobe.experiment.parameters import Counts, Setting, check_length, count
+from rankprobe.experiment.parameters import Counts, Setting, count
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.lora import LoRALayer, unload_lora
 from rankprobe.training.precision import autocast

@@ -1,7 +1,8 @@
 """Trainable parameters of every method, from an architecture alone: on the meta device, no weight is made or read.
 
-The methods' own code is applied to the model's shapes, and what then requires a gradient is counted: a count cannot
-differ from what training does.
+The methods' own code is applied to the model's shapes, and what then requires a gradient is counted. Which parameters
+are the head's depends on the weights too: a pooler that they lack is drawn anew and trained with it. Where their names
+are not given, weights are taken to be whole.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from rankprobe.errors import UsageError, must
-from rankprobe.experiment.spec import SIZE_FIELD, RunSpec
+from rankprobe.experiment.spec import SIZE_FIELD
 from rankprobe.methods.apply import apply_method
+from rankprobe.methods.bottleneck import is_norm
 from rankprobe.methods.head import head_parameters
-from rankprobe.methods.prefix import check_prefix
-from rankprobe.weights.architecture import canonical_targets, max_positions
-from rankprobe.weights.pretrained import load_config
+from rankprobe.weights.architecture import canonical_targets
+from rankprobe.weights.lacking import lacking
+from rankprobe.weights.model_files import one_line
 from rankprobe.weights.rank_pattern import RankPattern
-from rankprobe.weights.source import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from transformers import PretrainedConfig
-
-    from rankprobe.experiment.planned_run import PlannedRun
 
 # Of the methods that have a size, where none is asked for.
 DEFAULT_SIZES = {"bottleneck": (16,), "prefix_length": (16,), "layers": (2,), "d": (1000,)}
@@ -91,20 +90,25 @@ def meta_model(config: PretrainedConfig, problem: str = "classification", num_la
     Raises
     ------
     UsageError
-        If the architecture has no such head.
+        If the architecture has no such head, or the config's sizes make no model.
     """
     import transformers
 
     if problem == "language_modelling":
         kind, what = transformers.AutoModelForCausalLM, "a language-model head"
+        classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     else:
         kind, what = transformers.AutoModelForSequenceClassification, "a sequence-classification head"
+        classes = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         config.num_labels = num_labels
+    if type(config) not in classes:
+        raise UsageError(must("model", f"have {what}", config.model_type, "Pass another --model"))
     try:
         with torch.device("meta"), _NoInitialValues():
             return kind.from_config(config)
-    except ValueError:
-        raise UsageError(must("model", f"have {what}", config.model_type, "Pass another --model")) from None
+    except (ValueError, KeyError, TypeError, RuntimeError, AssertionError, AttributeError) as error:
+        rule = f"make a {config.model_type} with its sizes"
+        raise UsageError(must("config.json", rule, one_line(error), "Correct it, or pass another --model")) from error
 
 
 class _NoInitialValues(TorchFunctionMode):
@@ -128,9 +132,23 @@ def meta_language_model(config: PretrainedConfig) -> torch.nn.Module:
 
 
 def count(
-    config: PretrainedConfig, setting: Setting, *, problem: str = "classification", num_labels: int = 2
+    config: PretrainedConfig,
+    setting: Setting,
+    *,
+    problem: str = "classification",
+    num_labels: int = 2,
+    stored: Collection[str] | None = None,
 ) -> Counts:
     """Put a method on a model's shapes and count what requires a gradient.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+    setting : Setting
+    problem, num_labels
+        As in :func:`meta_model`.
+    stored : collection of str, optional
+        Names of the tensors that the weights hold, from :func:`rankprobe.weights.lacking.stored_names`.
 
     Raises
     ------
@@ -138,7 +156,7 @@ def count(
         If the method does not fit the model, or its size is out of range.
     """
     model = meta_model(config, problem, num_labels)
-    head = head_parameters(model)
+    head = head_parameters(model, lacking(model, stored))
     total = sum(p.numel() for p in model.parameters())
     in_head = sum(p.numel() for name, p in model.named_parameters() if name in head)
     # alpha scales and counts nothing.
@@ -152,69 +170,11 @@ def count(
     norms = {
         id(p): p.numel()
         for module in trainee.modules()
-        if type(module).__name__.endswith("Norm")
+        if is_norm(module)
         for p in module.parameters(recurse=False)
         if p.requires_grad and id(p) not in heads
     }
     return Counts(trained, sum(norms.values()), in_head, total)
-
-
-def check_fit(
-    specs: Iterable[RunSpec], source: ModelSource, *, problem: str = "classification", num_labels: int = 2
-) -> None:
-    """Refuse what does not fit the model, before the first run of many is trained.
-
-    Parameters
-    ----------
-    specs : iterable of RunSpec
-    source : ModelSource
-    problem, num_labels
-        As in :func:`meta_model`.
-
-    Raises
-    ------
-    UsageError
-        If a method does not fit the architecture, its size or r is out of range, targets match nothing, or there are
-        fewer positions than max_length, or than it and a prefix together.
-    """
-    config = load_config(str(source.path))
-    model = meta_model(config, problem, num_labels)
-    seen = set()
-    for spec in specs:
-        check_length(spec.max_length, model, "max_length")
-        if spec.prefix_length is not None:
-            check_prefix(model, spec.prefix_length, spec.max_length)
-        setting = Setting(spec.method, spec.targets, spec.r, spec.size, spec.rank_pattern)
-        if setting not in seen:
-            seen.add(setting)
-            count(config, setting, problem=problem, num_labels=num_labels)
-
-
-def check_length(length: int, model: torch.nn.Module, what: str) -> None:
-    """Refuse more tokens than a model has position embeddings.
-
-    Raises
-    ------
-    UsageError
-    """
-    positions = max_positions(model)
-    if positions is not None and length > positions:
-        raise UsageError(must(what, f"be at most {positions}, the positions of the model", length, "Lower it"))
-
-
-def parameter_counts(runs: Iterable[PlannedRun]) -> dict[str, int]:
-    """Trainable parameters of planned runs, head included, by run_id; counted on the meta device."""
-    counts, found = {}, {}
-    for run in runs:
-        spec, labels = run.spec, max(1, len(run.task.labels))
-        setting = Setting(spec.method, spec.targets, spec.r, spec.size, spec.rank_pattern)
-        key = (str(run.source.path), setting, run.task.problem, labels)
-        if key not in found:
-            config = load_config(str(run.source.path))
-            counted = count(config, setting, problem=run.task.problem, num_labels=labels)
-            found[key] = counted.method + counted.head
-        counts[run.run_id] = found[key]
-    return counts
 
 
 def parameter_table(
@@ -227,6 +187,7 @@ def parameter_table(
     sizes: Mapping[str, Sequence[int]] | None = None,
     problem: str = "classification",
     optional: Collection[str] = (),
+    stored: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Counts of methods, for every choice of their sizes.
 
@@ -245,6 +206,8 @@ def parameter_table(
     optional : collection of str
         Methods whose rows are left out where they do not fit the model; the reasons are in ``attrs["left_out"]``, a
         list of str.
+    stored : collection of str, optional
+        As in :func:`count`.
 
     Returns
     -------
@@ -269,7 +232,7 @@ def parameter_table(
     rows, left_out = [], []
     for setting in dict.fromkeys(settings):
         try:
-            counted = count(config, setting, problem=problem, num_labels=num_labels)
+            counted = count(config, setting, problem=problem, num_labels=num_labels, stored=stored)
         except UsageError as error:
             if setting.method not in optional:
                 raise

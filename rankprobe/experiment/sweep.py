@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankprobe.experiment.executors import IN_TURN, Executor
+from rankprobe.experiment.fit import check_fit
 from rankprobe.experiment.learning_rates import TUNED_ON
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pack_groups import pack_groups
-from rankprobe.experiment.parameters import check_fit
 from rankprobe.experiment.pieces import Piece
 from rankprobe.experiment.planned_run import PlannedRun, plan_run
 from rankprobe.experiment.store import finished

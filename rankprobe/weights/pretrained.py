@@ -15,7 +15,10 @@ from rankprobe.weights.source import ModelSource, find_model
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ModelSource", "find_model", "load_causal_lm", "load_classifier", "load_config"]
+__all__ = ["ModelSource", "config_folder", "find_model", "load_causal_lm", "load_classifier", "load_config"]
+
+# What transformers raises for a config.json that it has no class for, or cannot parse.
+_UNKNOWN = (ValueError, KeyError, OSError, TypeError)
 
 
 def load_classifier(
@@ -102,14 +105,26 @@ def load_config(name_or_path: str) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    folder = Path(name_or_path).expanduser()
-    if not (folder / "config.json").is_file():
-        folder = find_model(name_or_path).path
+    folder = config_folder(name_or_path)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except _UNKNOWN as error:
         rule = "be of an architecture that this transformers knows"
         raise UsageError(must("config.json", rule, one_line(error), "Pass another --model")) from error
+    except Exception as error:
+        raise _bad_config(error, folder) from error
+
+
+def config_folder(name_or_path: str) -> Path:
+    """The folder of a model's config.json: the one named (weights need not be there), else what is found by the name.
+
+    Raises
+    ------
+    UsageError
+        As :func:`find_model`.
+    """
+    folder = Path(name_or_path).expanduser()
+    return folder if (folder / "config.json").is_file() else find_model(name_or_path).path
 
 
 @contextlib.contextmanager
@@ -193,8 +208,16 @@ def _known(source: ModelSource, classes: Mapping, **settings: object) -> tuple[P
     try:
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True, **settings)
         return config, classes.get(type(config), None)
-    except (ValueError, KeyError, OSError, TypeError):
+    except _UNKNOWN:
         return None, None
+    except Exception as error:
+        raise _bad_config(error, source.path) from error
+
+
+def _bad_config(error: Exception, folder: Path) -> UsageError:
+    """Of a field that its architecture refuses: each config class checks its fields in its own way."""
+    got = f"{one_line(error)} in {folder}"
+    return UsageError(must("config.json", "have fields of the right type", got, "Correct it"))
 
 
 def _load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

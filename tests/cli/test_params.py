@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import transformers
 
 from rankprobe.cli.options import METHODS
 from tests.cli.lab import rankprobe, refused
@@ -100,3 +103,37 @@ def test_the_table_on_a_terminal_has_every_size(bench):
     shown = rankprobe("params", "--model", "base", "--method", "adapter_l", "--bottleneck", "2,3").stdout
     rows = [line.split()[:2] for line in shown.splitlines() if line.strip().startswith("adapter_l")]
     assert rows == [["adapter_l", "2"], ["adapter_l", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "distil", "--task-type", "lm"], "model must have a language-model head. Got distilbert"),
+        (["--model", "base", "--bottleneck", "99999999999999999999"], "bottleneck must be at most"),
+        (["--model", "words"], "config.json must have fields of the right type. Got .*num_hidden_layers"),
+        (["--model", "odd"], "config.json must make a bert with its sizes. Got"),
+        (["--model", "act"], "config.json must make a bert with its sizes. Got"),
+    ],
+)
+def test_what_makes_no_model_is_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    make_tiny("distilbert", "distil")
+    for name, change in (("base", {}), ("words", {"num_hidden_layers": "abc"}), ("odd", {"hidden_size": 33}),
+                         ("act", {"hidden_act": "nope"})):  # fmt: skip
+        config = json.loads((make_tiny("bert", name) / "config.json").read_text()) | change
+        Path(name, "config.json").write_text(json.dumps(config))
+    refused(rankprobe("params", *arguments), 2, message)
+
+
+def test_too_many_classes_are_refused_before_memory_is_full(bench):
+    result = rankprobe("params", "--model", "base", "--labels", "99999999999999999999")
+    assert result.exit_code == 2 and "Invalid value for '--labels'" in result.stderr
+
+
+def test_a_config_without_special_tokens_can_have_a_prefix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32,
+             "embedding_size": 16, "vocab_size": 40, "intra_bottleneck_size": 16}  # fmt: skip
+    transformers.MobileBertConfig(**sizes).save_pretrained("mobile")
+    rows, _ = table("--model", "mobile", "--method", "prompt", "--prefix-length", "4")
+    assert rows["method_params"].tolist() == [64]

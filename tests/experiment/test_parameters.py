@@ -10,15 +10,14 @@ import torch
 import transformers
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.fit import check_fit, parameter_counts
 from rankprobe.experiment.parameters import (
     DEFAULT_SIZES,
     Setting,
-    check_fit,
     count,
     meta_classifier,
     meta_language_model,
     meta_model,
-    parameter_counts,
     parameter_table,
 )
 from rankprobe.experiment.spec import METHODS, SIZE_FIELD
@@ -26,6 +25,7 @@ from rankprobe.experiment.study import Configuration, Study
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
 from rankprobe.paper.architectures import paper_config
+from rankprobe.weights.lacking import stored_names
 from rankprobe.weights.pretrained import load_config
 from rankprobe.weights.source import find_model
 from tests.tiny_models import KINDS, make_tiny
@@ -204,7 +204,7 @@ def test_a_method_that_the_architecture_has_nothing_for_is_refused(tiny):
 
 
 def test_planned_runs_are_counted_once_a_setting(tiny, monkeypatch):
-    import rankprobe.experiment.parameters as module
+    import rankprobe.experiment.fit as module
 
     calls = []
     monkeypatch.setattr(module, "count", lambda *args, **kwargs: (calls.append(args[1]), count(*args, **kwargs))[1])
@@ -225,3 +225,35 @@ def test_planned_runs_are_counted_once_a_setting(tiny, monkeypatch):
         "adapter_l bottleneck=3 seed 0": L * (2 * D * 3 + 3 + D + 2 * D) + head,
     }
     assert len(calls) == 2
+
+
+def test_a_pooler_that_the_weights_lack_is_the_heads(tmp_path):
+    make_tiny("bert", tmp_path / "whole")
+    config = load_config(str(tmp_path / "whole"))
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "mlm")
+    head, pooler = 2 * D + 2, D * D + D
+    for folder, expected in (("whole", head), ("mlm", head + pooler)):
+        stored = stored_names(tmp_path / folder)
+        counted = count(load_config(str(tmp_path / folder)), Setting("lora", "q,v", 4), stored=stored)
+        assert counted.head == expected and counted.method == 4 * L * 2 * 2 * D
+    assert count(config, Setting("head"), stored=None).head == head, "weights that are not at hand count as whole"
+
+
+def test_an_output_layer_that_the_weights_lack_is_the_heads(tmp_path):
+    make_tiny("llama", tmp_path / "bare")  # saved without its output layer
+    config = load_config(str(tmp_path / "bare"))
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "whole")
+    for folder, expected in (("bare", config.vocab_size * D), ("whole", 0)):
+        stored = stored_names(tmp_path / folder)
+        assert count(config, Setting("lora", "q,v", 4), problem="language_modelling", stored=stored).head == expected
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 33}, {"hidden_act": "nope"}, {"pad_token_id": 10_000}])
+def test_sizes_that_make_no_model_are_told_from_a_head_that_is_not_there(change):
+    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    for name, value in change.items():
+        setattr(config, name, value)
+    with pytest.raises(UsageError, match=r"config\.json must make a bert with its sizes\. Got \S"):
+        meta_classifier(config)
+    with pytest.raises(UsageError, match="model must have a sequence-classification head"):
+        meta_classifier(transformers.ViTConfig())

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.fit import check_fit, parameter_counts
 from rankprobe.experiment.models import load_trained
-from rankprobe.experiment.parameters import check_fit, parameter_counts
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import load_runs, run_id
 from rankprobe.experiment.study import Configuration, Study

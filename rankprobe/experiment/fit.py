@@ -1,0 +1,76 @@
+"""Whether planned runs fit their model, and what they would train: known before the first step of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from rankprobe.errors import UsageError, must
+from rankprobe.experiment.parameters import Setting, count, meta_model
+from rankprobe.experiment.planned_run import PlannedRun
+from rankprobe.experiment.spec import RunSpec
+from rankprobe.methods.prefix import check_prefix
+from rankprobe.weights.architecture import max_positions
+from rankprobe.weights.lacking import stored_names
+from rankprobe.weights.pretrained import load_config
+from rankprobe.weights.source import ModelSource
+
+
+def check_fit(
+    specs: Iterable[RunSpec], source: ModelSource, *, problem: str = "classification", num_labels: int = 2
+) -> None:
+    """Refuse what does not fit the model, before the first run of many is trained.
+
+    Parameters
+    ----------
+    specs : iterable of RunSpec
+    source : ModelSource
+    problem, num_labels
+        As in :func:`meta_model`.
+
+    Raises
+    ------
+    UsageError
+        If a method does not fit the architecture, its size or r is out of range, targets match nothing, or there are
+        fewer positions than max_length, or than it and a prefix together.
+    """
+    config, stored = load_config(str(source.path)), stored_names(source.path)
+    model = meta_model(config, problem, num_labels)
+    seen = set()
+    for spec in specs:
+        check_length(spec.max_length, model, "max_length")
+        if spec.prefix_length is not None:
+            check_prefix(model, spec.prefix_length, spec.max_length)
+        setting = Setting(spec.method, spec.targets, spec.r, spec.size, spec.rank_pattern)
+        if setting not in seen:
+            seen.add(setting)
+            count(config, setting, problem=problem, num_labels=num_labels, stored=stored)
+
+
+def check_length(length: int, model: torch.nn.Module, what: str) -> None:
+    """Refuse more tokens than a model has position embeddings.
+
+    Raises
+    ------
+    UsageError
+    """
+    positions = max_positions(model)
+    if positions is not None and length > positions:
+        raise UsageError(must(what, f"be at most {positions}, the positions of the model", length, "Lower it"))
+
+
+def parameter_counts(runs: Iterable[PlannedRun]) -> dict[str, int]:
+    """Trainable parameters of planned runs, head included, by run_id; counted on the meta device."""
+    counts, found = {}, {}
+    for run in runs:
+        spec, labels = run.spec, max(1, len(run.task.labels))
+        setting = Setting(spec.method, spec.targets, spec.r, spec.size, spec.rank_pattern)
+        key = (str(run.source.path), setting, run.task.problem, labels)
+        if key not in found:
+            config = load_config(str(run.source.path))
+            stored = stored_names(run.source.path)
+            counted = count(config, setting, problem=run.task.problem, num_labels=labels, stored=stored)
+            found[key] = counted.method + counted.head
+        counts[run.run_id] = found[key]
+    return counts

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
 from rankprobe.methods.blocks import transformer_blocks
-from rankprobe.weights.architecture import model_shapes, weight_sites
+from rankprobe.weights.architecture import model_config, model_shapes, weight_sites
 
 PLACEMENTS = ("houlsby", "lin")
 # Houlsby et al. 2019: near-identity initialisation, a normal distribution cut at two standard deviations.
@@ -70,12 +70,13 @@ def apply_bottleneck(model: nn.Module, bottleneck: int, placement: str, *, seed:
     Raises
     ------
     UsageError
-        If the bottleneck is below 1, or a block lacks one of the two projections.
+        If the bottleneck is below 1 or far above the width, or a block lacks one of the two projections.
 
     Notes
     -----
     The parameters are L (2 d b + b + d) + 2 L_LN d with b the bottleneck, and L = L_LN twice the number of blocks
-    (houlsby) or the number of blocks (lin); a norm without a bias (Llama) has d instead of 2 d.
+    (houlsby) or the number of blocks (lin); a norm without a bias (Llama) has d instead of 2 d. All norms inside a
+    block count: Gemma 2 has four, Qwen 3 has two of a head's width besides.
 
     Houlsby et al. draw both layers from a normal distribution of standard deviation 1e-2; the second is zero here, so
     that training starts at the base model exactly. Their adapter comes after the projection's dropout, here it comes
@@ -96,9 +97,13 @@ def apply_bottleneck(model: nn.Module, bottleneck: int, placement: str, *, seed:
         places = [(path, block, model.config.hidden_size) for path, block in blocks]
     else:
         places = _projections(model, [path for path, _ in blocks])
-        for _, block in blocks:
-            for norm in _norms(block):
-                norm.requires_grad_(True)
+    # Wider than its block an adapter is no bottleneck any more; far wider it is a typing error.
+    widest = 10 * min(d for _, _, d in places)
+    if bottleneck > widest:
+        raise UsageError(must("bottleneck", f"be at most {widest}, ten times the width", bottleneck, "Pass 16, say"))
+    for _, block in blocks if placement == "houlsby" else ():
+        for norm in _norms(block):
+            norm.requires_grad_(True)
     for path, module, d in places:
         if hasattr(module, "adapter"):
             raise UsageError(must(path, "have no adapter yet", "a second one", "Apply one method at a time"))
@@ -124,7 +129,8 @@ def _through_adapter(module: nn.Module, args: tuple, output):
 
 def _projections(model: nn.Module, blocks: list[str]) -> list[tuple[str, nn.Module, int]]:
     """The output projections of attention and MLP of every block: path, module and width of the output."""
-    sites = [site for site in weight_sites(model_shapes(model)) if site.kind in ("o", "down")]
+    sites = weight_sites(model_shapes(model), config=model_config(model))
+    sites = [site for site in sites if site.kind in ("o", "down")]
     found = [s for s in sites if any(s.module.startswith(f"{path}.") for path in blocks)]
     for path in blocks:
         kinds = sorted(site.kind for site in found if site.module.startswith(f"{path}."))
@@ -134,10 +140,11 @@ def _projections(model: nn.Module, blocks: list[str]) -> list[tuple[str, nn.Modu
     return [(site.module, model.get_submodule(site.module), site.shape[0]) for site in found]
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm: called so (``RMSNorm``, ``NemotronLayerNorm1P``), and holding vectors alone."""
+    own = list(module.parameters(recurse=False))
+    return "Norm" in type(module).__name__ and bool(own) and all(p.ndim == 1 for p in own)
+
+
 def _norms(block: nn.Module) -> list[nn.Module]:
-    """Layer norms and their like: modules called so whose own parameters are vectors."""
-    return [
-        module
-        for module in block.modules()
-        if type(module).__name__.endswith("Norm") and all(p.ndim == 1 for p in module.parameters(recurse=False))
-    ]
+    return [module for module in block.modules() if is_norm(module)]

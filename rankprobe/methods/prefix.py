@@ -138,7 +138,8 @@ def apply_prompt(model: nn.Module, length: int, *, seed: int) -> None:
     if embedding.weight.device.type == "meta":
         values = torch.empty(length, embedding.weight.shape[1], device="meta")
     else:
-        values = embedding.weight.detach()[_words(model, length, seed)].float()
+        with torch.no_grad():
+            values = embedding(_words(model, length, seed)).float()  # Gemma's embeddings scale what they look up
     embedding.trained = Trained(values, places)
     embedding.register_forward_hook(_replace_output)
 
@@ -208,7 +209,7 @@ def _make_room(model: nn.Module, length: int) -> Places:
     language_model = model.get_output_embeddings() is not None
     # Decoders read a text's last token, by a layer called score; encoders read its first, or all of them.
     at = 0 if language_model or hasattr(model, "score") else 1
-    ends = (model.config.pad_token_id, model.config.eos_token_id, model.config.bos_token_id)
+    ends = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]
     token = next(i for i in range(len(ends) + 1) if i not in ends)
     model.trained_places = Places(at, length, token, max_positions(model), language_model)
     model.register_forward_pre_hook(_widen_inputs, with_kwargs=True)

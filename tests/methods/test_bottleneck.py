@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 from rankprobe.errors import UsageError
-from rankprobe.methods.bottleneck import PLACEMENTS, apply_bottleneck
+from rankprobe.methods.bottleneck import PLACEMENTS, apply_bottleneck, is_norm
 from rankprobe.methods.head import freeze_all_but, head_parameters
 from tests.methods.tiny import D, load_tiny, logits, perturb, trained
 from tests.tiny_models import KINDS
@@ -187,3 +187,17 @@ def test_a_block_of_experts_has_no_one_projection_for_houlsby_and_an_output_for_
     assert not trained(model)
     apply_bottleneck(model, 4, "lin", seed=0)
     assert sum(p.numel() for p in trained(model).values()) == 2 * (2 * 16 * 4 + 4 + 16 + 2 * 16)
+
+
+def test_a_bottleneck_far_wider_than_the_model_is_refused_before_it_is_made():
+    tiny = load_tiny("bert")
+    with pytest.raises(UsageError, match=r"bottleneck must be at most 320, ten times the width\. Got 99999999999\."):
+        apply_bottleneck(tiny.model, 99_999_999_999, "lin", seed=0)
+
+
+def test_norms_are_known_by_their_name_and_their_vectors():
+    class NemotronLayerNorm1P(torch.nn.LayerNorm):
+        pass
+
+    assert is_norm(NemotronLayerNorm1P(4)) and is_norm(torch.nn.LayerNorm(4)) and is_norm(torch.nn.RMSNorm(4))
+    assert not is_norm(torch.nn.Linear(2, 2)) and not is_norm(torch.nn.LayerNorm(4, elementwise_affine=False))

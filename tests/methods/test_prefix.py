@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 from rankprobe.errors import UsageError
 from rankprobe.methods.prefix import apply_prefix, apply_prompt, check_prefix
@@ -386,3 +387,15 @@ def test_inputs_that_it_cannot_take_are_refused(method):
         tiny.model(inputs_embeds=torch.zeros(1, 3, D))
     with pytest.raises(UsageError, match="must be called by keyword. Got 2 values without a name."):
         tiny.model(tiny.batch["input_ids"], tiny.batch["attention_mask"])
+
+
+def test_a_prompt_starts_from_what_the_model_makes_of_words_not_from_its_table():
+    """Gemma 2 multiplies what it looks up by the root of its width."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "head_dim": 16, "intermediate_size": 64, "vocab_size": 40}  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(**sizes)).eval()
+    table = model.get_input_embeddings().weight.detach()
+    apply_prompt(model, 3, seed=0)
+    values = model.get_input_embeddings().trained.values
+    nearest = (8.0 * table - values[:, None]).abs().amax(-1).min(1).values
+    assert nearest.max() < 1e-5

@@ -74,7 +74,14 @@ def percentile_interval(drawn: np.ndarray, level: float = 0.95) -> tuple[float, 
     >>> low, high = percentile_interval(np.linspace(0.0, 1.0, 1001))
     >>> round(low, 6), round(high, 6)
     (0.025, 0.975)
+
+    Raises
+    ------
+    UsageError
+        If level is not between 0 and 1.
     """
+    if not 0 < level < 1:
+        raise UsageError(must("level", "be above 0 and below 1", level, "Pass 0.95, say"))
     defined = drawn[np.isfinite(drawn)]
     if 2 * len(defined) < len(drawn) or not len(defined):
         return float("nan"), float("nan")

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
-from rankprobe.analysis.bootstrap import Score, bootstrap_scores, checked_predictions, percentile_interval
+from rankprobe.analysis.bootstrap import Score, accuracy, bootstrap_scores, checked_predictions, percentile_interval
 from rankprobe.analysis.truncation import TruncationPoint
 from rankprobe.errors import UsageError, must
 
@@ -116,6 +117,9 @@ def functional_rank(
     settings of 300 draws) the 95 % interval held the true k in 94 to 100 % of draws; at q = 0.99 it mostly reached up
     to p: so few examples do not resolve one hundredth of the gain, and k alone says little there.
 
+    Where every example gains alike, a bootstrap sees no chance in it. The accuracy's gain then has the exact interval
+    of Clopper and Pearson, and k's interval is the whole grid above 0.
+
     Examples
     --------
     >>> from rankprobe.analysis.bootstrap import accuracy
@@ -137,6 +141,11 @@ def functional_rank(
     gains = drawn[:, -1] - drawn[:, 0]
     gain = float(curve[-1] - curve[0])
     gain_low, gain_high = percentile_interval(gains, level)
+    # All rows gain alike, so that every resample is the same: a bootstrap would claim to know the gain exactly.
+    alike = score is accuracy and float(np.ptp(gains)) == 0
+    if alike:
+        ci = binomtest(len(labels), len(labels)).proportion_ci(level, method="exact")
+        gain_low, gain_high = gain - (1 - ci.low), min(1.0, gain + (1 - ci.low))
     grid = ",".join(map(str, ks))
     method = f"paired bootstrap over eval examples, {n_resamples} resamples, {100 * level:g} % percentiles, k in {grid}"
     known = {"q": q, "gain": gain, "gain_ci_low": gain_low, "gain_ci_high": gain_high, "n": len(labels),
@@ -147,7 +156,7 @@ def functional_rank(
         reason = f"the gain {gain:.4f} cannot be told from 0: its interval is {gain_low:.4f} to {gain_high:.4f}"
     else:
         first = int(_first_reached(curve[None], q)[0])
-        low, high = _interval_of_k(ks, drawn, gains, q, level)
+        low, high = (float(ks[1]), float(ks[-1])) if alike else _interval_of_k(ks, drawn, gains, q, level)
         return FunctionalRank(k=float(ks[first]), k_below=float(ks[first - 1]), ci_low=low, ci_high=high, **known)
     nothing = dict.fromkeys(("k", "k_below", "ci_low", "ci_high"), math.nan)
     return FunctionalRank(**nothing, reason=reason, **known)

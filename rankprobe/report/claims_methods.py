@@ -110,7 +110,7 @@ def budget_groups(runs: list[dict]) -> dict[str, list[dict]]:
         ok = finished_ok(group)
         if ok and ok[0]["spec"]["method"] == "lora" and ok[0]["params"]["method"] == main[0]["params"]["method"]:
             targets = targets_name(ok[0]["spec"])
-            found[targets] = max(found.get(targets, []), ok, key=len)
+            found[targets] = max(found.get(targets, []), ok, key=standing)
     return found
 
 

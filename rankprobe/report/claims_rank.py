@@ -117,7 +117,7 @@ def energy_over_function(evidence: Evidence) -> dict:
     """``energy-rank-over-functional-rank``: what this project found, that energy asks for more than accuracy does."""
     shares = full_energy_shares(evidence.ranks, evidence.runs)
     rows = functional_ranks(evidence.runs)
-    found = [row for row in rows if row.get("k")]
+    found = [row for row in rows if row.get("k") and math.isfinite(row["k"])]
     measured, note = None, ""
     if len(shares) and rows and not found:
         # Measured, and no rank came of it: nothing is known of the ratio.
@@ -126,7 +126,9 @@ def energy_over_function(evidence: Evidence) -> dict:
     elif len(shares) and found:
         energy = bootstrap_median(shares["energy_rank_90"])
         ks = sorted(row["k"] for row in found)
-        k, low, high = ks[(len(ks) - 1) // 2], min(r["ci_low"] for r in found), max(r["ci_high"] for r in found)
+        k, low = ks[(len(ks) - 1) // 2], min(r["ci_low"] for r in found)
+        # A seed without a functional rank could have any.
+        high = max(r["ci_high"] for r in found) if len(found) == len(rows) else math.inf
         measured = Estimate(
             energy.estimate / k, energy.low / high, energy.high / max(low, 1),
             f"the ends of both intervals; {energy.method}; {found[0]['method']}", energy.n,

@@ -180,3 +180,17 @@ def test_error_text():
         with pytest.raises(UsageError) as caught:
             call()
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("n", [1, 5, 100])
+def test_where_every_example_gains_alike_no_resample_can_tell_and_nothing_is_certain(n):
+    found = functional_rank(KS, *nested((0, n, n, n, n), n), accuracy, 0.9)
+    exact = (0.05 / 2) ** (1 / n)
+    assert (found.gain, found.gain_ci_high) == (1.0, 1.0) and found.gain_ci_low == pytest.approx(exact, rel=1e-6)
+    assert (found.k, found.ci_low, found.ci_high) == (1, 1, 8)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 2.0, -1.0])
+def test_a_level_that_is_none_is_refused(level):
+    with pytest.raises(UsageError, match="level must be above 0 and below 1. Got"):
+        functional_rank(KS, *nested((500, 700, 800, 900, 950)), accuracy, 0.9, level=level)

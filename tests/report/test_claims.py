@@ -224,6 +224,17 @@ def test_low_rank_by_function(tmp_path, rows, expected):
     assert claims_of(runs).loc["dw-low-rank-by-function", "verdict"] == expected
 
 
+def test_seeds_without_a_functional_rank_could_have_any(tmp_path):
+    """One of three seeds has k = 2, of the others the gain is not told from 0: the ratio may be anything above 0."""
+    runs = [make_run(tmp_path, method="full", seed=seed, n=600, spectra=True) for seed in range(3)]
+    rows = [functional(2, 1, 4), *2 * [functional(math.nan, math.nan, math.nan, "cannot be told from 0")]]
+    for known, expected in ((rows, "inconclusive"), ([rows[0]] * 3, "supported")):
+        for run, row in zip(runs, known, strict=True):
+            run["analysis"] = {"functional_rank": [row]}
+        row = claims_of(runs).loc["energy-rank-over-functional-rank"]
+        assert row["verdict"] == expected and (row["ci_low"] == 0) == (expected == "inconclusive")
+
+
 def test_nothing_run_yet_says_so_in_every_row_but_the_arithmetic():
     claims = claims_of([]).reset_index()
     assert list(claims.columns) == CLAIM_COLUMNS

@@ -116,3 +116,16 @@ def test_the_papers_tables_are_there_where_they_are_asked_for(tmp_path):
     runs = with_seeds(tmp_path, 375)
     assert "table5" not in find(runs, None, published()).tables
     assert {"table1", "table5", "table6"} <= set(find(runs, None, published(), Measured()).tables)
+
+
+def test_of_several_rates_the_one_that_stands_for_its_targets_is_compared(tmp_path):
+    """Not the lowest rate, which trained as many seeds: q would seem far worse than q,v."""
+    runs = budget(tmp_path / "qv", "q,v", 120, 8)
+    for lr, wrong in ((1e-5, 450), (1e-3, 100)):
+        group = with_seeds(tmp_path / f"{lr}", wrong, r=16, targets="q", lr=lr)
+        for run in group:
+            run["params"]["method"] = 73_728
+        runs += group
+    assert budget_groups(runs)["q"][0]["spec"]["lr"] == 1e-3
+    row = claims_of(runs).loc["table5-qv-vs-q"]
+    assert row["measured"] == pytest.approx(-100 * 20 / 1500, abs=1e-4) and row["verdict"] == "contradicted"

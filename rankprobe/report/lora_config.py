@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -35,23 +39,58 @@ def lora_config(run: dict) -> dict:
 
     Notes
     -----
-    PEFT adapts a fused matrix (GPT-2's ``c_attn``) whole, where the run may have adapted its q and v alone.
+    PEFT adapts a fused matrix (GPT-2's ``c_attn``) whole. It then has the r of the run's parts together, q's and v's,
+    at the same scaling: the least with which it holds what the run trained.
     """
     spec = run["spec"]
-    names = pd.read_csv(Path(run["path"]) / "ranks.csv")["name"]
-    modules = list(dict.fromkeys(name.partition("[")[0].removesuffix(".weight") for name in names))
+    parts = _parts(run)
+    modules = list(parts)
     last = list(dict.fromkeys(module.rpartition(".")[2] for module in modules))
     by_kind = parse_targets(spec["targets"]) is not None and set(last) <= _OWN_NAMES
-    alpha, head = spec["alpha"], _head_modules(run)
+    usual, head = Counter(parts.values()).most_common(1)[0][0], _head_modules(run)
+    others = {re.escape(module): count for module, count in parts.items() if count != usual}
+    patterns = {
+        "rank_pattern": {module: spec["r"] * count for module, count in others.items()},
+        "alpha_pattern": {module: _alpha(spec, count) for module, count in others.items()},
+    }
     config = {
-        "r": spec["r"],
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "r": spec["r"] * usual,
+        "lora_alpha": _alpha(spec, usual),
         "target_modules": last if by_kind else modules,
         "lora_dropout": spec["dropout"],
         "use_rslora": spec["rslora"],
         "task_type": "SEQ_CLS" if run["task"]["labels"] or "perplexity" not in run["task"]["metrics"] else "CAUSAL_LM",
     }
-    return config | ({"modules_to_save": head} if head else {})
+    return config | (patterns if others else {}) | ({"modules_to_save": head} if head else {})
+
+
+def fused_note(run: dict) -> str:
+    """What is to be said where PEFT cannot adapt just the parts of a fused matrix that a run did; else nothing.
+
+    Parameters
+    ----------
+    run : dict
+        As for :func:`lora_config`.
+    """
+    fused = [module for module, count in _parts(run).items() if count > 1]
+    if not fused:
+        return ""
+    return (f"PEFT adapts {fused[0].rpartition('.')[2]}, where several of {run['spec']['targets']} are fused, as one "
+            f"matrix: its r is theirs together, and it trains more parameters than the runs above did.")
+
+
+def _parts(run: dict) -> dict[str, int]:
+    """How many pairs of factors of the run's r each adapted module has: of a fused one, one for each part."""
+    names = pd.read_csv(Path(run["path"]) / "ranks.csv")["name"]
+    counts = Counter(name.partition("[")[0].removesuffix(".weight") for name in names)
+    # A regular expression takes a fused matrix whole: one pair, whose update is measured in parts.
+    return dict(counts) if parse_targets(run["spec"]["targets"]) is not None else dict.fromkeys(counts, 1)
+
+
+def _alpha(spec: dict, parts: int) -> float | int:
+    """The alpha that leaves the scaling, alpha / r or alpha / sqrt(r), as it was with ``parts`` times the r."""
+    alpha = spec["alpha"] * (math.sqrt(parts) if spec["rslora"] else parts)
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _head_modules(run: dict) -> list[str]:
@@ -64,8 +103,16 @@ def _head_modules(run: dict) -> list[str]:
     return saved.get("modules_to_save") or []
 
 
-def answered_config(runs: list[dict], targets: str, answer: RankAnswer) -> tuple[dict, float] | None:
-    """The config and peak learning rate of the r that an answer names; None where it names none.
+class AnsweredConfig(NamedTuple):
+    """A config for peft, the peak learning rate to train it at, and what is to be known of it, mostly nothing."""
+
+    config: dict
+    lr: float
+    note: str
+
+
+def answered_config(runs: list[dict], targets: str, answer: RankAnswer) -> AnsweredConfig | None:
+    """The config of the r that an answer names; None where it names none.
 
     None too where a trained head would have been as good: then no r is shown to do anything.
 
@@ -81,7 +128,7 @@ def answered_config(runs: list[dict], targets: str, answer: RankAnswer) -> tuple
     run = lora_groups(runs, targets)[answer.r][0]
     if not (Path(run["path"]) / "ranks.csv").is_file():
         return None
-    return lora_config(run), run["spec"]["lr"]
+    return AnsweredConfig(lora_config(run), run["spec"]["lr"], fused_note(run))
 
 
 def as_python(config: dict) -> str:

@@ -35,10 +35,11 @@ def answer_blocks(findings: Findings) -> list[str | Table | Code]:
         if found.notes:
             blocks.append(" ".join(found.notes))
         blocks.append(_cells(targets, found))
-        if config := answered_config(findings.runs, targets, found):
-            settings, lr = config
-            blocks.append(f"For peft, at a peak learning rate of {say.learning_rate(lr)}:")
-            blocks.append(Code(as_python(settings)))
+        if answered := answered_config(findings.runs, targets, found):
+            blocks.append(f"For peft, at a peak learning rate of {say.learning_rate(answered.lr)}:")
+            blocks.append(Code(as_python(answered.config)))
+            if answered.note:
+                blocks.append(answered.note)
     return blocks
 
 

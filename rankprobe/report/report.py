@@ -91,7 +91,7 @@ def _write_config(path: Path, findings: Findings) -> None:
     configs = (answered_config(findings.runs, targets, found) for targets, found in answers)
     config = next((config for config in configs if config), None)
     if config is not None:
-        write_atomic(path, json.dumps(config[0], indent=1) + "\n")
+        write_atomic(path, json.dumps(config.config, indent=1) + "\n")
     else:
         path.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from rankprobe.experiment.runs import execute
 from rankprobe.experiment.study import Configuration
 from rankprobe.paper.published import published
 from rankprobe.report.findings import find
-from rankprobe.report.lora_config import answered_config, as_python, lora_config
+from rankprobe.report.lora_config import answered_config, as_python, fused_note, lora_config
 from rankprobe.report.report import build_report
 from tests.experiment.test_runs import planned, task  # noqa: F401  (the fixture)
 from tests.report.test_rank_cells import sweep
@@ -50,7 +50,7 @@ def test_the_answers_r_is_what_the_page_and_the_file_say(tmp_path):
     for run in runs:
         name = "bert.encoder.layer.0.attention.self.query.weight"
         pd.DataFrame({"name": [name]}).to_csv(f"{run['path']}/ranks.csv", index=False)
-    config, lr = answered_config(runs, "q,v", answer)
+    config, lr, _ = answered_config(runs, "q,v", answer)
     assert config["r"] == 8 and config["target_modules"] == ["query"] and lr == runs[-1]["spec"]["lr"]
     assert as_python(config).startswith('LoraConfig(r=8, lora_alpha=16, target_modules=["query"], lora_dropout=0.0')
 
@@ -61,3 +61,24 @@ def test_no_file_where_no_r_is_shown(tmp_path):
     runs = sweep(tmp_path / "runs", {1: 0.7})
     build_report(runs, None, published(), tmp_path / "out", title="t", settings={}, figures=False)
     assert not (tmp_path / "out" / "lora_config.json").exists(), "an earlier answer no longer holds"
+
+
+@pytest.mark.parametrize(("targets", "parts"), [("q,v", 2), ("q,k,v", 3), ("q", 1), ("c_attn$", 1), ("q,v,o", 2)])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_peft_makes_of_fused_parts_holds_what_the_run_trained(tmp_path, task, targets, parts, rslora):  # noqa: F811
+    """GPT-2's q and v have r each; c_attn then has theirs together, at the same scaling."""
+    peft = pytest.importorskip("peft")
+    settings = {"r": 4, "alpha": 6, "targets": targets, "lr": 1e-2, "rslora": rslora}
+    run = planned(tmp_path, task, Configuration("lora", **settings), kind="gpt2").runs[0]
+    record = execute(run) | {"path": str(run.folder)}
+    model = peft.get_peft_model(load_base(run.spec, run.source, run.task)[0], peft.LoraConfig(**lora_config(record)))
+    saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            r = 4 * parts if name.endswith("c_attn") else 4
+            assert module.r["default"] == r, name
+            assert module.scaling["default"] == pytest.approx(6 / (2 if rslora else 4)), name
+            path = name.removeprefix("base_model.model.")
+            kept = saved["rank_pattern"].get(path.replace(".", r"\."), saved["r"])
+            assert kept == r, "as the adapter that the run left"
+    assert bool(fused_note(record)) == (parts > 1)

@@ -74,3 +74,12 @@ def test_an_r_by_matrix_is_no_r_of_the_sweep(tmp_path):
     pattern = [make_run(tmp_path, r=8, seed=s, accuracy=0.6, n=4000, rank_pattern=[["query", 2]]) for s in range(3)]
     table = find(runs + pattern, None, published()).tables["rank_answer"]
     assert table.loc[table["r"] == 8, "mean"].item() == pytest.approx(np.mean([0.797, 0.8, 0.803]), abs=1e-3)
+
+
+def test_both_sentences_have_the_studys_own_margin(tmp_path):
+    runs = sweep(tmp_path, {8: 0.74})  # 6 points below
+    for margin, word in ((0.3, "is as good as full fine-tuning here, within 30 points"),
+                         (0.02, "is worse than full fine-tuning here by more than 2 points"),
+                         (0.06, "the margin is ±6")):  # fmt: skip
+        sentences = answer(find(runs, None, published(), margin=margin))
+        assert word in sentences[1], sentences[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -16,6 +18,10 @@ from rankprobe.tasks.task import Example
 # A label column with more kinds than this, and more than half as many as rows, holds scores or texts.
 _FEW_CLASSES = 20
 _MOST_TUNING_ROWS = 2000
+# What pandas and JSON write for a label that is missing, or came of a division by zero.
+_NO_LABEL = ("", "nan", "<na>", "inf", "+inf", "-inf", "infinity", "-infinity")
+# A whole number, as it is or as pandas writes it in a column that has missing ones.
+_WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class LoadedRows(NamedTuple):
 def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
     """Read training and evaluation rows from two files.
 
-    Classes are the training file's labels, sorted (as numbers where all are whole numbers). A row's id is its place in
-    its file, from 0.
+    Classes are the training file's labels, sorted (as numbers where all are whole numbers; 1.0 is 1 then). A row's id
+    is its place in its file, from 0. Evaluation rows that the training file has too are warned of.
 
     Parameters
     ----------
@@ -100,25 +106,52 @@ def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
             raise UsageError(must(f"{path}", "have texts", f"nothing in the column {spec.text}", "Check --text"))
         splits.append(make_examples(records, found))
     train_rows, eval_rows = splits
+    _look_for_training_rows(spec, train_rows, eval_rows)
     if split == "tuning":
-        train_rows, eval_rows = hold_out(train_rows)
+        train_rows, eval_rows = hold_out(train_rows, eval_rows)
         need_two_labels(f"{train_path} (its last tenth, the tuning rows)", [row.label for row in eval_rows])
     metrics = ("pearson", "spearman") if spec.regression else ("accuracy", "matthews")
     return LoadedRows(train_rows, eval_rows, labels, metrics)
 
 
-def hold_out(rows: tuple[Example, ...]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def hold_out(
+    rows: tuple[Example, ...], evaluation: Sequence[Example] = ()
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Training rows without their last tenth (at most 2,000 rows), and that tenth to tune on.
+
+    A text that is in both stays with the tuning rows alone, and one of the evaluation rows is in neither of the two
+    for tuning: rates are chosen on texts that were neither trained on nor will be reported on.
 
     Raises
     ------
     UsageError
-        If there are fewer than 10 rows.
+        If there are fewer than 10 rows, or nothing is left of either part.
     """
     held = min(_MOST_TUNING_ROWS, len(rows) // 10)
     if not held:
         raise UsageError(must("The training file", "have 10 rows to tune on a tenth of them", len(rows), "Add rows"))
-    return rows[:-held], rows[-held:]
+    reported = {_texts(row) for row in evaluation}
+    tuning = tuple(row for row in rows[-held:] if _texts(row) not in reported)
+    chosen_on = {_texts(row) for row in tuning}
+    train = tuple(row for row in rows[:-held] if _texts(row) not in chosen_on)
+    if not tuning or not train:
+        rule = "have texts in its last tenth, which rates are chosen on, that no other part has"
+        got = f"{held} rows whose texts are all in " + ("the rest of it" if tuning else "the evaluation file")
+        raise UsageError(must("The training file", rule, got, "Remove duplicates"))
+    return train, tuning
+
+
+def _texts(row: Example) -> tuple[str, str | None]:
+    return row.text, row.text_b
+
+
+def _look_for_training_rows(spec: FileSpec, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
+    """Warn of evaluation rows that are trained on."""
+    trained_on = {_texts(row) for row in train}
+    shared = sum(_texts(row) in trained_on for row in evaluation)
+    if shared:
+        warnings.warn(f"{shared} of the {len(evaluation)} rows of {spec.eval} are in {spec.train} too, whatever their "
+                      "labels: scores on them are not of new rows. Remove them from one of the two", stacklevel=3)
 
 
 def make_examples(records: Sequence[Record], labels: Sequence[int | float]) -> tuple[Example, ...]:
@@ -141,6 +174,8 @@ def class_ids(path: Path, records: Sequence[Record], labels: Sequence[str]) -> l
     ids = []
     for record in records:
         label = record.values[0].strip()
+        if label not in index and (whole := _WHOLE.fullmatch(label)):
+            label = whole[1]
         if label not in index:
             close = difflib.get_close_matches(label, labels, n=1)
             hint = f"Did you mean {close[0]}?" if close else "Remove the row, or train on such rows too"
@@ -185,16 +220,13 @@ def _read(spec: FileSpec, path: Path) -> list[Record]:
 
 def _classes(path: Path, records: Sequence[Record]) -> tuple[str, ...]:
     for record in records:
-        if not record.values[0].strip():
-            raise UsageError(
-                must(
-                    f"The label on line {record.line} of {path}",
-                    "not be empty",
-                    repr(record.values[0]),
-                    "Fill it in, or remove the row",
-                )
-            )
+        if record.values[0].strip().lower() in _NO_LABEL:
+            rule = "be a class" if record.values[0].strip() else "not be empty"
+            what, next_step = f"The label on line {record.line} of {path}", "Fill it in, or remove the row"
+            raise UsageError(must(what, rule, repr(record.values[0]), next_step))
     names = {record.values[0].strip() for record in records}
+    if all(_WHOLE.fullmatch(name) for name in names):
+        names = {_WHOLE.fullmatch(name)[1] for name in names}
     if len(names) > _FEW_CLASSES and 2 * len(names) > len(records):
         got = f"{len(names)} different labels in {len(records)} rows, {min(names)!r} one of them"
         raise UsageError(
@@ -205,10 +237,20 @@ def _classes(path: Path, records: Sequence[Record]) -> tuple[str, ...]:
                 "Pass --regression if they are scores, or another --label",
             )
         )
+    if odd := sorted(name for name in names if not _WHOLE.fullmatch(name)) if all(map(_is_number, names)) else []:
+        next_step = "Pass --regression if they are scores; give classes names that are no numbers"
+        raise UsageError(must(f"The label column of {path}", "hold classes", f"numbers such as {odd[0]}", next_step))
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:
         return tuple(sorted(names))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def need_two_labels(what: object, labels: Sequence[float]) -> None:

@@ -98,9 +98,11 @@ def load_glue(name: str, data_dir: Path | str | None = None, split: str = "eval"
     else:
         folder = _folder(name, task, Path(data_dir).expanduser())
         train = _from_file(task, folder / "train.tsv")
-        evaluation = () if split == "tuning" else _from_file(task, folder / task.dev)
+        # Tuning looks at the development rows only to keep clear of them, and works without.
+        wanted = split != "tuning" or (folder / task.dev).is_file()
+        evaluation = _from_file(task, folder / task.dev) if wanted else ()
     if split == "tuning":
-        train, evaluation = hold_out(train)
+        train, evaluation = hold_out(train, evaluation)
     return LoadedRows(train, evaluation, task.labels, task.metrics)
 
 

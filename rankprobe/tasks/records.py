@@ -110,6 +110,8 @@ def _text(path: Path, encoding: str) -> str:
         where = "bytes that are not" if start is None else \
             f"byte 0x{data[start]:02x} on line {data.count(bytes([10]), 0, start) + 1} (offset {start})"
         other = "latin-1" if encoding.lower() not in ("latin-1", "latin1") else "utf-8"
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as spreadsheets save "Unicode text"
+            other = "utf-16"
         raise UsageError(must(str(path), f"be text in {encoding}", where,
                               f"Pass its encoding: --encoding {other}, say")) from None
 
@@ -174,6 +176,8 @@ def _missing_column(path: Path, names: Sequence[str], name: str, line: int | Non
     close = close or [other for other in names if other.lower() == name.lower()]
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     hint = f"Did you mean {close[0]}?" if close else "Pass one of these"
+    if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        hint = "Rename it to .tsv" if other == "\t" else f"Save it with commas: its columns have {other!r} between them"
     where = str(path) if line is None else f"{path} line {line}"
     return UsageError(must(where, f"have a column {name!r}", f"the columns {shown}", hint))
 

@@ -226,3 +226,74 @@ def test_first_rows_of_a_sorted_file_have_one_label(spec, tmp_path):
     assert len(load_task("files", files=files).train) == 40
     with pytest.raises(UsageError, match="The first 10 rows of .* at least two labels.*shuffle"):
         load_task("files", files=files, train_size=10)
+
+
+def many(n, start=0, label=lambda i: ("good", "bad")[i % 2]):
+    return [(label(i), f"text {i}") for i in range(start, start + n)]
+
+
+def test_rates_are_not_chosen_on_rows_that_are_trained_on_or_reported(spec, tmp_path):
+    rows = many(90) + many(5, 85) + [("good", "reported 1"), ("bad", "reported 2"), *many(3, 97)]
+    (tmp_path / "big.tsv").write_text(tsv(rows))
+    (tmp_path / "eval.tsv").write_text(tsv([("bad", "reported 1"), ("bad", "reported 2"), ("good", "new")]))
+    big = replace(spec, train=tmp_path / "big.tsv")
+    with pytest.warns(UserWarning, match="2 of the 3 rows of .*eval.tsv are in .*big.tsv too"):
+        tuning = load_files(big, "tuning")
+    splits = (tuning.train, tuning.eval, load_files(big).eval)
+    trained, chosen, reported = ({row.text for row in rows} for rows in splits)
+    assert not trained & chosen and not chosen & reported
+    assert len(chosen) == 8 and len(tuning.train) == 85, "the five that are twice tune"
+
+
+def test_a_last_tenth_of_duplicates_is_refused(spec, tmp_path):
+    (tmp_path / "big.tsv").write_text(tsv(many(10) * 2 + many(2)))
+    (tmp_path / "eval.tsv").write_text(tsv(many(4)))
+    big = replace(spec, train=tmp_path / "big.tsv")
+    with pytest.warns(UserWarning, match="4 of the 4"):
+        expect("last tenth.*all in the evaluation file", load_files, big, "tuning")
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "<NA>", "inf"])
+def test_what_pandas_writes_for_a_missing_label_is_no_class(spec, missing):
+    spec.train.write_text(tsv([("0", "a"), ("1", "b"), (missing, "c")]))
+    expect(f"label on line 4 .* must be a class. Got '{missing}'. Fill it in", load_files, spec)
+
+
+def test_a_nan_in_json_is_no_class(spec, tmp_path):
+    (tmp_path / "j.jsonl").write_text('{"text": "a", "label": 0}\n{"text": "b", "label": NaN}\n')
+    expect("label on line 2 .* must be a class. Got 'NaN'", load_files, replace(spec, train=tmp_path / "j.jsonl"))
+
+
+def test_whole_numbers_are_one_class_however_they_are_written(spec):
+    spec.train.write_text(tsv([("0.0", "a"), ("1.0", "b"), ("1", "c"), ("10.", "d")]))
+    spec.eval.write_text(tsv([("0", "e"), ("1.0", "f")]))
+    loaded = load_files(spec)
+    assert loaded.labels == ("0", "1", "10") and [r.label for r in loaded.train] == [0, 1, 1, 2]
+    assert [r.label for r in loaded.eval] == [0, 1]
+
+
+def test_scores_of_few_steps_are_caught_too(spec):
+    spec.train.write_text(tsv([(f"{i % 25 / 5}", f"text {i}") for i in range(500)]))
+    expect(r"must hold classes\. Got numbers such as 0\.2\. Pass --regression", load_files, spec)
+    spec.train.write_text(tsv([(("v1.0", "1.5")[i % 2], f"text {i}") for i in range(6)]))
+    spec.eval.write_text(tsv([("v1.0", "new")]))
+    with pytest.raises(UsageError, match="at least two labels"):  # of the evaluation file: the classes are names
+        load_files(spec)
+
+
+def test_a_class_that_the_rows_in_use_lack_is_warned_of(spec, tmp_path):
+    (tmp_path / "sorted.tsv").write_text(tsv([(str(i // 10), f"text {i}") for i in range(30)]))
+    spec.eval.write_text(tsv([("0", "a"), ("2", "b")]))
+    files = replace(spec, train=tmp_path / "sorted.tsv")
+    with pytest.warns(UserWarning, match="the 20 training rows that are used have no row of 2, 1 of 3 classes"):
+        load_task("files", files=files, train_size=20)
+
+
+def test_hints_for_what_spreadsheets_write(tmp_path):
+    (tmp_path / "a.csv").write_bytes("text,label\ngood,x\n".encode("utf-16"))
+    expect("must be text in utf-8.*--encoding utf-16", read_records, tmp_path / "a.csv", ["text"])
+    assert read_records(tmp_path / "a.csv", ["text"], encoding="utf-16")[0].values == ("good",)
+    (tmp_path / "b.csv").write_text("text;label\ngood;x\n")
+    expect("Save it with commas: its columns have ';' between them", read_records, tmp_path / "b.csv", ["text"])
+    (tmp_path / "c.csv").write_text("text\tlabel\ngood\tx\n")
+    expect(r"Got the columns text\\tlabel\. Rename it to \.tsv", read_records, tmp_path / "c.csv", ["text"])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -124,7 +125,8 @@ class RankCallback(TrainerCallback):
         self.layers = None if layers is None else tuple(layers)
         self.W0, self.device, self.path, self.each = W0, device, path, each
         self._handler: CallbackHandler | None = None
-        self._at_start: tuple | None = None  # the sites and their W0 when the Trainer was made
+        # By the handler of each Trainer, the sites and their W0 when it was made.
+        self._at_start: WeakKeyDictionary[CallbackHandler, tuple] = WeakKeyDictionary()
         self._forget()
 
     def attach(self, trainer: Trainer) -> RankCallback:
@@ -144,9 +146,9 @@ class RankCallback(TrainerCallback):
         """Keep W0: a checkpoint to resume from is loaded after this."""
         if not state.is_world_process_zero or model is None:
             return
-        sites = watched_sites(model, self.targets, self.layers)
-        if self.W0 is None and not lora_modules(model):
-            self._at_start = sites, snapshot_W0(model, sites)
+        sites, handler = watched_sites(model, self.targets, self.layers), _calling_handler() or self._handler
+        if self.W0 is None and handler is not None and not lora_modules(model):
+            self._at_start[handler] = sites, snapshot_W0(model, sites)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
@@ -166,7 +168,6 @@ class RankCallback(TrainerCallback):
             self._updates, notes = factored_updates(model, sites)
         else:
             self._updates, notes = dense_updates(model, sites, self._base(model, sites, resumed=state.global_step > 0))
-        self._at_start = None
         for note in notes:
             _log.warning("RankCallback: %s.", note)
         self._labels = labels([update.site for update in self._updates])
@@ -206,7 +207,7 @@ class RankCallback(TrainerCallback):
         self._interrupted = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Say so where no step was worth measuring, and let W0 go."""
+        """Say so where no step was worth measuring."""
         if self._updates and not self._count:
             pace = self._pace
             if pace.cost_s is None:
@@ -231,12 +232,13 @@ class RankCallback(TrainerCallback):
         if self.W0 is not None:
             return read_W0(self.W0, model, sites)
         now = snapshot_W0(model, sites)
+        begun, W0 = self._at_start.get(self._handler, (None, None))
+        known = begun == sites
+        same = known and all(torch.equal(a, b) for a, b in zip(W0, now, strict=True))
         if not resumed:
-            return now
-        if self._at_start is not None and self._at_start[0] == sites:
-            W0 = self._at_start[1]
-            if not all(torch.equal(a, b) for a, b in zip(W0, now, strict=True)):
-                return W0
+            return W0 if same else now  # one copy of it is enough
+        if known and not same:
+            return W0
         _log.warning("RankCallback: training was resumed, and the weights that it first began from are not known: dW "
                      "is counted from the checkpoint. Pass W0=, the model that was fine-tuned.")  # fmt: skip
         return now

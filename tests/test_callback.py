@@ -8,7 +8,7 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
@@ -187,8 +187,8 @@ def test_bfloat16_weights_are_upcast_before_they_are_subtracted(folders, tmp_pat
 def test_only_the_chosen_matrices_are_kept(folders, tmp_path):
     callback = always(targets="q", layers=[1])
     model = classifier(folders["bert"]).to(torch.bfloat16)
-    trainer_of(model, tmp_path, [callback])
-    (W0,) = callback._at_start[1]
+    trainer = trainer_of(model, tmp_path, [callback])
+    (W0,) = callback._at_start[trainer.callback_handler][1]
     assert W0.dtype == torch.bfloat16 and W0.shape == (32, 32)
     assert W0.data_ptr() != model.get_parameter(Q.format(1)).data_ptr()
 
@@ -497,3 +497,36 @@ def test_a_training_that_was_never_measured_says_why(folders, tmp_path, monkeypa
         "RankCallback: measured nothing: one measurement takes about 40 s, and 3 % of the 0.6 s of training do not pay "
         "for it. Raise budget, or name fewer layers."
     ]
+
+
+def test_one_callback_of_two_trainers_made_before_either_trains(folders, tmp_path, whole):
+    """Each training is counted from its own Trainer's start: the last one made must not stand for both."""
+    trainer_of(classifier(folders["bert"]), tmp_path, max_steps=6, save_strategy="steps", save_steps=3).train()
+    callback, other = always(), classifier(folders["bert"])
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    first = trainer_of(classifier(folders["bert"]), tmp_path, [callback])
+    second = trainer_of(other, tmp_path / "other", [callback])
+    first.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert same(by_step(first), whole)
+    second.train()
+    assert list(by_step(second)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trainer_that_trained_and_resumes_still_knows_its_start(folders, tmp_path, whole, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 3}
+    trainer = trainer_of(classifier(folders["bert"]), tmp_path, [always()], **settings)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert same(by_step(trainer), whole) and "not known" not in caplog.text
+
+
+def test_experts_that_peft_adapts_as_one_parameter_are_left_out_and_named(caplog):
+    config = MixtralConfig(vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                           num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)  # fmt: skip
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], target_parameters=["mlp.experts.gate_up_proj"])
+    model = peft.get_peft_model(MixtralForCausalLM(config), lora)
+    sites = watched.watched_sites(model, "q,v")
+    updates, notes = watched.factored_updates(model, sites)
+    assert [u.site.kind for u in updates] == ["q", "v"] and any("3-d parameters" in note for note in notes)

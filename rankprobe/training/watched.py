@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rankprobe.errors import UsageError, must
 from rankprobe.linalg.decompose import singular_values, svdvals_factored
 from rankprobe.methods.lora import LoRALayer
-from rankprobe.weights.architecture import WeightSite, model_shapes, target_sites
+from rankprobe.weights.architecture import WeightSite, model_config, model_shapes, target_sites
 from rankprobe.weights.checkpoint import Checkpoint
 from rankprobe.weights.fused import Rows
 from rankprobe.weights.inputs import open_input
@@ -101,7 +101,8 @@ def watched_sites(model: nn.Module, targets: str, layers: Iterable[int] | None =
     """
     _refuse_sharded(model)
     adapted = lora_modules(model)
-    sites = target_sites(_adapted_shapes(adapted) if adapted else model_shapes(model), targets)
+    shapes = _adapted_shapes(adapted) if adapted else model_shapes(model)
+    sites = target_sites(shapes, targets, config=model_config(model))
     if adapted:
         sites = [part for site in sites for part in _parts(adapted[site.module], site)]
     if layers is None:
@@ -120,9 +121,14 @@ def lora_modules(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules():
         if isinstance(module, LoRALayer):
             found[module.sites[0].module] = module
-        elif isinstance(getattr(module, "lora_A", None), nn.ModuleDict) and len(module.lora_A) > 0:
+        elif _adapts(module) and hasattr(module.get_base_layer(), "weight"):
             found[path.removeprefix(_PEFT_PREFIX)] = module
     return found
+
+
+def _adapts(module: nn.Module) -> bool:
+    """Whether a module is a LoRA layer of peft's; of experts in one 3-d parameter the base has no ``weight``."""
+    return isinstance(getattr(module, "lora_A", None), nn.ModuleDict) and len(module.lora_A) > 0
 
 
 def snapshot_W0(model: nn.Module, sites: Sequence[WeightSite]) -> list[Tensor]:
@@ -199,6 +205,9 @@ def factored_updates(model: nn.Module, sites: Sequence[WeightSite]) -> tuple[lis
         got = f"{len(without)} matrices without factors in training"
         raise UsageError(must("targets", "name matrices that are trained", got, "Pass other targets"))
     notes = [_line(without, "without factors in training and not measured")] if without else []
+    experts = [path for path, m in model.named_modules() if _adapts(m) and not hasattr(m.get_base_layer(), "weight")]
+    if experts:
+        notes.append(_line(experts, "adapted as 3-d parameters and not measured"))
     starts = {str(getattr(c, "init_lora_weights", "")) for c in (getattr(model, "peft_config", None) or {}).values()}
     if split := sorted(s for s in starts if s.startswith(_SPLIT_STARTS)):
         notes.append(f"init_lora_weights={split[0]} put a part of W0 into B A: ranks are those of B A, not of dW")

@@ -27,6 +27,8 @@ def encode(
 ) -> list[dict[str, list[int]]]:
     """Token ids of every example (both texts), cut to ``max_length`` tokens, without padding.
 
+    A text that a tokenizer makes no token of (an empty one, where nothing is put around texts) is its end token alone.
+
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
@@ -42,7 +44,10 @@ def encode(
     pairs = [e.text_b for e in examples] if examples[0].text_b is not None else None
     table = tokenizer([e.text for e in examples], pairs, truncation=True, max_length=max_length)
     keys = [k for k in ("input_ids", "token_type_ids", "attention_mask") if k in table]
-    return [{k: table[k][i] for k in keys} for i in range(len(examples))]
+    rows = [{k: table[k][i] for k in keys} for i in range(len(examples))]
+    end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    nothing = {"input_ids": [end], "token_type_ids": [0], "attention_mask": [1]}
+    return [row if row["input_ids"] else {k: nothing[k] for k in keys} for row in rows]
 
 
 def encode_completions(

@@ -18,7 +18,7 @@ from rankprobe.experiment.store import finished
 from rankprobe.experiment.study import Configuration, Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
 from rankprobe.experiment.truncation import truncation_done
-from rankprobe.tasks.metrics import LOWER_IS_BETTER
+from rankprobe.tasks.load import LANGUAGE_TASKS
 from rankprobe.tasks.sources import Progress
 
 METHODS = ("did", "said")
@@ -124,16 +124,15 @@ def plan_intrinsic(
         raise UsageError(must("tolerance", "be a factor above 1", tolerance, "Pass 1.25, say"))
     if not 0 < share <= 1:
         raise UsageError(must("share", "be above 0 and at most 1", share, "Pass 0.9, as the source does"))
+    if study.task in LANGUAGE_TASKS:
+        rule, next_step = "be scored by what more of is better", "Pass a classification task"
+        raise UsageError(must("The task", rule, f"{study.task}, scored by perplexity", next_step))
     ds = log_grid(d_min, d_max, points_per_decade)
     ends = [Configuration(m, d=d, lr=lrs.get(m), seeds=1) for m in methods for d in (ds[0], ds[-1])]
     reference = (Configuration("full", lr=lrs.get("full"), seeds=seeds),
                  Configuration("head", lr=lrs.get("head"), seeds=seeds))  # fmt: skip
     # With the ends of the grid among the configurations, a d that does not fit the model is refused here.
     planned = plan_study(replace(study, configurations=(*reference, *ends), truncate=()), place, progress=progress)
-    task = planned.runs[0].task
-    if task.metrics[0] in LOWER_IS_BETTER:
-        rule, got = "be scored by what more of is better", f"{task.name}, scored by {task.metrics[0]}"
-        raise UsageError(must("The task", rule, got, "Pass a classification task"))
     runs = tuple(run for run in planned.runs if run.spec.method in ("full", "head"))
     kept = PlannedStudy(replace(study, configurations=reference, truncate=()), runs, ())
     return IntrinsicSweep(kept, tuple(dict.fromkeys(methods)), ds, tolerance, share, lrs, place)

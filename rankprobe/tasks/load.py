@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 GLUE_TASKS = ("sst2", "mrpc", "rte", "cola", "qnli", "qqp", "mnli", "stsb")
 TEXT_TASKS = ("e2e", "smiles")
+LANGUAGE_TASKS = (*docgen.PACKAGES, *TEXT_TASKS)
 TASKS = (*docstrings.PACKAGES, *docgen.PACKAGES, *GLUE_TASKS, *TEXT_TASKS, "files")
 
 
@@ -106,6 +108,11 @@ def load_task(
     # The first rows of a file that is sorted by label have one label only.
     need_two_labels(f"The first {len(task.train)} rows of {files.train}", [row.label for row in task.train])
     need_two_labels(f"The first {len(task.eval)} {split} rows", [row.label for row in task.eval])
+    there = {row.label for row in task.train}
+    if unseen := [label for i, label in enumerate(task.labels) if i not in there]:
+        warnings.warn(f"the {len(task.train)} training rows that are used have no row of {', '.join(unseen[:5])}, "
+                      f"{len(unseen)} of {len(task.labels)} classes: shuffle {files.train}, or use more rows",
+                      stacklevel=2)
     return task
 
 
@@ -162,7 +169,8 @@ def make_task(
     UsageError
         If more rows are asked for than there are, or fewer than one.
     """
-    train = _first(train, train_size, "train", "--train-size")
+    left = "train" if split == "eval" else "train (without those kept for tuning)"
+    train = _first(train, train_size, left, "--train-size")
     option = "--eval-size" if split == "eval" else "--tuning-size (or --eval-size)"
     evaluation = _first(evaluation, eval_size, split, option)
     eval_sha256 = rows_sha256(evaluation, labels)

@@ -1,9 +1,12 @@
 """``rankprobe intrinsic-dim`` on a tiny model: the grid, the tables, going on, and what is refused."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from tests.cli.lab import COMPUTE, FILES, SMALL, rankprobe, refused
+from tests.tiny_models import make_tiny
 
 COMMAND = ("intrinsic-dim", "--model", "base", *FILES, *COMPUTE, *SMALL, "--lr", "full=1e-3", "--lr", "head=1e-2",
            "--lr", "did=3e-2", "--lr", "said=3e-2", "--d-min", "10", "--d-max", "100", "--points-per-decade", "1",
@@ -65,3 +68,11 @@ def test_seeds_in_two_processes_give_the_same_tables(bench):
         same = one.columns.drop("train_time_s", errors="ignore")
         pd.testing.assert_frame_equal(one[same], two[same])
     assert not list(bench.glob("runs2/did*/model")) and list(bench.glob("runs2/full*/functional_rank.csv"))
+
+
+def test_a_language_task_is_refused_for_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tiny("gpt2", "gpt")
+    Path("mol.smi").write_text("CCO\n" * 20)
+    command = ("intrinsic-dim", "--task", "smiles", "--data-dir", "mol.smi", "--model", "gpt", "--dry-run")
+    refused(rankprobe(*command), 2, "The task must be scored by what more of is better. Got smiles, .*classification")

@@ -14,6 +14,11 @@ def command_line() -> str:
     return command.encode(errors="replace").decode()  # a file's name may be no Unicode, which no page can hold
 
 
+def as_typed() -> str:
+    """``rankprobe ...`` with all folders, for this machine's user alone."""
+    return shlex.join(["rankprobe", *sys.argv[1:]]).encode(errors="replace").decode()
+
+
 def without_folders(words: Sequence[str]) -> list[str]:
     """The command as others may repeat it: folders of this machine are left out, of other paths only the name stays.
 

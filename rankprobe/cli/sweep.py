@@ -146,8 +146,11 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
         return
     first = studies[0]
     if out is None:
-        # Of options alone, a name of its own for each choice: another sweep must not replace this one's tables.
-        mark = "" if study_file else "-" + sha256(study_toml(first).encode()).hexdigest()[:6]
+        # Of options alone, a name of its own for each choice, each data set and each model: another sweep must not
+        # replace this one's tables.
+        run = plan.now[-1].runs[0]
+        choice = "\n".join((study_toml(first), run.task.sha256, run.source.sha256))
+        mark = "" if study_file else "-" + sha256(choice.encode()).hexdigest()[:6]
         out = Path("results") / f"sweep-{first.name}{mark}"
     runs = plan.now[-1].runs
     pack = settled_pack(

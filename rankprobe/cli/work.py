@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from rankprobe.cli.command import command_line
+from rankprobe.cli.command import as_typed, command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.show import raise_bad
 from rankprobe.cli.tracking import track_run
@@ -130,7 +130,8 @@ def run_studies(
     def wanted(study: PlannedStudy) -> set[str]:
         return weights_of | {run.run_id for run in study.runs} if need_weights and then is None else weights_of
 
-    observer = TerminalObserver(sum(study.steps_left(wanted(study)) for study in studies), LiveFile(out))
+    live_file = LiveFile(out, command=as_typed())
+    observer = TerminalObserver(sum(study.steps_left(wanted(study)) for study in studies), live_file)
     ends = None if hours is None else time.monotonic() + 3600 * hours
 
     def stop() -> bool:
@@ -171,7 +172,9 @@ def run_studies(
                     said.add(record["run_id"])
                     for line in track_run(runs_folder / record["run_id"], track, out / "trackers"):
                         observer.say(f"rankprobe: warning: {line}.")
-                    if record["status"] != "ok":
+                    # A rate that diverges while rates are being chosen is what a grid's edge is for; tuning.csv has it.
+                    chosen_between = record["status"] == "diverged" and record["task"]["split"] == "tuning"
+                    if record["status"] != "ok" and not chosen_between:
                         bad[record["run_id"]] = record
                     renew()
                 if measure_latency and not stop():

@@ -33,6 +33,10 @@ class Live:
     host : str
     at : float
         Seconds since the epoch, by the writer's clock.
+    born : str
+        When the process began, as the system tells it: another may have its number by now. Empty where it does not.
+    command, directory : str
+        What was typed, and where.
     """
 
     now: tuple[str, ...]
@@ -42,6 +46,9 @@ class Live:
     pid: int
     host: str
     at: float
+    born: str = ""
+    command: str = ""
+    directory: str = ""
 
     @property
     def works(self) -> bool:
@@ -53,8 +60,18 @@ class Live:
         except ProcessLookupError:
             return False
         except OSError:  # another user's
-            return True
-        return True
+            pass
+        return not self.born or _born(self.pid) in ("", self.born)
+
+
+def _born(pid: int) -> str:
+    """When a process began, in ticks since this boot, with the boot; empty where Linux does not say."""
+    with contextlib.suppress(OSError, IndexError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # The name, in parentheses, may have blanks and parentheses of its own; the 20th word behind it is the start.
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return f"{boot} {stat.rpartition(')')[2].split()[19]}"
+    return ""
 
 
 class LiveFile:
@@ -66,10 +83,13 @@ class LiveFile:
         An output folder.
     every_s : float
         Least time between two writes.
+    command : str
+        What was typed to start this process.
     """
 
-    def __init__(self, folder: Path, *, every_s: float = 2.0) -> None:
+    def __init__(self, folder: Path, *, every_s: float = 2.0, command: str = "") -> None:
         self._path, self._every, self._last = Path(folder) / LIVE_FILE, every_s, -float("inf")
+        self._command, self._born = command, _born(os.getpid())
 
     def tell(self, now: tuple[str, ...], done: int, total: int, eta_s: float | None) -> None:
         """Write what is being done, unless that was said a moment ago."""
@@ -77,7 +97,8 @@ class LiveFile:
         if clock - self._last < self._every:
             return
         self._last = clock
-        live = Live(now, done, total, eta_s, os.getpid(), socket.gethostname(), time.time())
+        live = Live(now, done, total, eta_s, os.getpid(), socket.gethostname(), time.time(), self._born, self._command,
+                    os.getcwd())  # fmt: skip
         with contextlib.suppress(OSError):
             write_atomic(self._path, json.dumps(asdict(live)) + "\n")
 

@@ -250,11 +250,12 @@ def alpha_of(rule: float | str, r: int) -> float:
     text = str(rule).strip()
     factor = text.removesuffix("r")
     try:
-        alpha = (float(factor) if factor else 1.0) * (r if factor != text else 1)
+        alpha = float(r) if text == "r" else float(factor) * (r if factor != text else 1)
     except ValueError:
         alpha = math.nan
     if not 0 < alpha < math.inf:
-        raise UsageError(must("alpha", "be above 0 and finite, or a multiple of r such as 2r", rule, "Pass 16 or 2r"))
+        got = rule if text else "an empty text"
+        raise UsageError(must("alpha", "be above 0 and finite, or a multiple of r such as 2r", got, "Pass 16 or 2r"))
     return alpha
 
 
@@ -289,5 +290,6 @@ def nearest(word: str, words) -> str:
     >>> nearest("loar", ("full", "lora"))
     "Did you mean 'lora'?"
     """
-    found = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.4)
-    return f"Did you mean {found[0]!r}?" if found else "Pass one of those"
+    names = {name.lower(): name for name in words}
+    found = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.4)
+    return f"Did you mean {names[found[0]]!r}?" if found else "Pass one of those"

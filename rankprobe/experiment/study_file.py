@@ -70,6 +70,7 @@ def study_from(table: Mapping, where: str) -> Study:
             must(f"configurations in {where}", "be a list of tables", repr(rows), "Write [[configurations]] above each")
         )
     for row in rows:
+        _check_keys(Configuration, row, where)
         if "method" not in row:
             next_step = f"Add one of {', '.join(METHODS)}"
             raise UsageError(must(f"a configuration in {where}", "have a method", row, next_step))
@@ -138,13 +139,10 @@ def _combinations(row: Mapping) -> list[dict]:
 
 def _checked(cls, table: Mapping, where: str) -> dict:
     """The table, with its keys and value types checked against the dataclass."""
+    _check_keys(cls, table, where)
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls) if f.name != "configurations"]
     out = {}
     for key, value in table.items():
-        if key not in known:
-            valid = [*known, "configurations"] if cls is Study else known
-            raise UsageError(must(f"key in {where}", f"be one of {', '.join(valid)}", key, nearest(key, valid)))
         hint = hints[key]
         if typing.get_origin(hint) is tuple:
             out[key] = _checked_list(key, value, typing.get_args(hint)[0], where)
@@ -157,6 +155,13 @@ def _checked(cls, table: Mapping, where: str) -> dict:
             raise UsageError(must(f"{key} in {where}", f"be {names}", repr(value), "Correct the file"))
         out[key] = value
     return out
+
+
+def _check_keys(cls, table: Mapping, where: str) -> None:
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in table:
+        if key not in known:
+            raise UsageError(must(f"key in {where}", f"be one of {', '.join(known)}", key, nearest(key, known)))
 
 
 def _checked_list(key: str, value: object, kind: type, where: str) -> tuple:

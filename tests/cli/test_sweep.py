@@ -9,7 +9,7 @@ import pytest
 from rankprobe.cli import progress, work
 from rankprobe.experiment.live import LiveFile, read_live
 from rankprobe.experiment.study_file import load_study
-from tests.cli.lab import COMPUTE, FILES, SMALL, SWEEP, furnish, rankprobe, refused
+from tests.cli.lab import COMPUTE, FILES, SMALL, SWEEP, csv, furnish, rankprobe, refused, texts
 
 TUNED = ("sweep", "--model", "base", *FILES, *COMPUTE, *SMALL, "--lr", "full=1e-3", "--lr", "lora=4e-3", "--lr",
          "head=0.1", "--r", "1,4", "--seeds", "2", "--tune", "0.5,1,2", "--out", "out")  # fmt: skip
@@ -224,3 +224,51 @@ def test_a_folder_that_showed_runs_of_another_machine_says_what_sets_them_apart(
     again = rankprobe(*few, "--threads", "2")
     assert again.exit_code == 0
     assert "showed other runs: threads 1, not 2 (with --threads 1 they would be used); its tables" in again.stderr
+
+
+def test_a_rate_that_diverges_while_rates_are_chosen_is_no_failure(bench):
+    command = [*SWEEP, "--r", "2", "--no-full", "--no-head", "--tune", "1,1e9", "--seeds", "1", "--out", "out"]
+    for _ in range(2):
+        result = rankprobe(*command)
+        assert result.exit_code == 0, result.output
+    rates = pd.read_csv("out/tables/tuning.csv")
+    assert sorted(rates["status"]) == ["diverged", "ok"] and rates.set_index("status").loc["ok", "chosen"]
+
+
+def test_another_data_set_has_another_folder(bench):
+    csv("other.csv", [(text, ("neg", "pos")[i % 2]) for i, text in enumerate(texts(30, 7))])
+    command = [word for word in SWEEP if word != "train.csv"]
+    at = command.index("--train") + 1
+    for train in ("train.csv", "other.csv"):
+        result = rankprobe(*command[:at], train, *command[at:], "--r", "2", "--no-full", "--no-head", "--seeds", "1")
+        assert result.exit_code == 0 and "showed other runs" not in result.output
+    assert len(list(Path("results").iterdir())) == 2
+
+
+def test_status_is_not_taken_in_by_a_process_that_has_the_number_now(tuned, monkeypatch):
+    folder, _ = tuned
+    monkeypatch.chdir(folder)
+    file = LiveFile(Path("out"), every_s=0, command="rankprobe sweep --out out --train /data/mine/train.csv")
+    file.tell(("LoRA r=4: 3/5",), 3, 5, 60.0)
+    said = json.loads(Path("out/.live.json").read_text())
+    run = next(Path("runs").glob("head-eval-s1-*/predictions.csv"))
+    run.rename("aside")
+    try:
+        assert "now: LoRA r=4: 3/5" in rankprobe("status", "out").stdout
+        Path("out/.live.json").write_text(json.dumps(said | {"born": "another boot 5"}))
+        shown = rankprobe("status", "out").stdout
+        file.end()
+        without = rankprobe("status", "out").stdout
+    finally:
+        Path("aside").rename(run)
+        file.end()
+    assert "now:" not in shown and "19 of 20" in shown, "a run whose predictions are gone would be done again"
+    assert "Go on with: rankprobe sweep --out out --train /data/mine/train.csv" in shown
+    assert "--out out --runs runs, with the same --data-dir or files" in without
+
+
+def test_status_says_where_there_is_no_store(tuned, monkeypatch, tmp_path):
+    folder, _ = tuned
+    monkeypatch.chdir(tmp_path)
+    said = rankprobe("status", folder / "out").stdout
+    assert "0 of 20 runs are done" in said and "There is no run store runs here: pass the sweep's own" in said

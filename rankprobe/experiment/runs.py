@@ -168,7 +168,12 @@ def complete(
             error = must("weights and predictions", "be finite", got, "Lower the learning rate")
             record |= {"status": "diverged", "error": error}
     if record["status"] == "ok":
-        record["metrics"] = _metrics(task, predicted)
+        metrics = _metrics(task, predicted)
+        if infinite := [name for name, value in metrics.items() if math.isinf(value)]:  # a perplexity, exp(loss)
+            error = must(infinite[0], "be finite", "inf after the last step", "Lower the learning rate")
+            record |= {"status": "diverged", "error": error}
+    if record["status"] == "ok":
+        record["metrics"] = metrics
         write_table(
             run.folder / "predictions.csv",
             pd.DataFrame(

@@ -15,6 +15,8 @@ _SMOOTHING_STEPS = 20
 class Watch:
     """Follows one training's loss and says when it has diverged.
 
+    Where it began is its first step's loss at first, and the mean of the first 20 once they are taken.
+
     Parameters
     ----------
     total : int
@@ -52,6 +54,8 @@ class Watch:
         smoothed = self.smoothed
         smoothed = loss if math.isnan(smoothed) else smoothed + (loss - smoothed) / min(step, _SMOOTHING_STEPS)
         self.smoothed = smoothed
+        if step == 1:
+            self._first = loss
         if step == min(_SMOOTHING_STEPS, self.total):
             self._first = smoothed
         # A constant guess costs ln(classes), or ln(vocabulary): below that a small start is not a blow-up.

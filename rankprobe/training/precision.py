@@ -42,7 +42,7 @@ def pick_dtype(device: str, dtype: str = "auto") -> str:
         raise UsageError(must("dtype", f"be auto, {' or '.join(DTYPES)}", dtype, "Pass --dtype auto"))
     if dtype == "float32":
         return dtype
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bfloat16()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bfloat16()
     if dtype == "auto":
         return "bfloat16" if native else "float32"
     if not native:

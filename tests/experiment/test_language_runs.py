@@ -1,9 +1,12 @@
 """Runs of causal language models: full, LoRA and the other methods, on rows with a prompt and without."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from rankprobe.experiment import runs
 from rankprobe.experiment.models import load_trained
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import load_runs
@@ -72,3 +75,18 @@ def test_a_table_says_how_much_lower_than_full_a_perplexity_is(tmp_path, task):
     assert lora["metric"] == "perplexity"
     assert lora["diff_vs_full"] == pytest.approx(lora["accuracy_mean"] - full["accuracy_mean"])
     assert lora["accuracy_ci_low"] < lora["accuracy_mean"] < lora["accuracy_ci_high"]
+
+
+def test_a_perplexity_beyond_all_numbers_has_diverged(tmp_path, task, monkeypatch):
+    """exp of a loss above 709 is infinite, which JSON cannot hold and no mean can be made of."""
+    run = planned(tmp_path, task, Configuration("lora", r=2, lr=1e-3), kind="gpt2").runs[0]
+    predict = runs.trained_predictions
+
+    def far_off(*args):
+        found = predict(*args)
+        return replace(found, scores=[1e6 for _ in found.scores], loss=800.0)
+
+    monkeypatch.setattr(runs, "trained_predictions", far_off)
+    record = execute(run)
+    assert record["status"] == "diverged" and record["metrics"] == {}
+    assert "perplexity must be finite. Got inf after the last step. Lower the learning rate" in record["error"]

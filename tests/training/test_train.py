@@ -11,6 +11,7 @@ from rankprobe.errors import UsageError
 from rankprobe.experiment.models import set_dropout
 from rankprobe.methods.head import freeze_all_but, head_parameters
 from rankprobe.training.batches import collate, epoch_batches, sorted_batches
+from rankprobe.training.divergence import Watch
 from rankprobe.training.evaluate import logits, predict
 from rankprobe.training.precision import pick_device, pick_dtype
 from rankprobe.training.train import lr_factor, make_optimizer, train
@@ -237,3 +238,20 @@ def test_no_dropout_is_left_in_any_architecture(config):
     set_dropout(model, 0.5)
     with torch.no_grad():
         assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("total", [8, 100])
+def test_a_blow_up_in_the_first_steps_is_none_to_start_from(total):
+    watch = Watch(total, "classification")
+    said = [watch.follow(loss, step, 2) for step, loss in enumerate((0.7, 0.7, 30.0, 80.0), 1)]
+    assert said[:2] == [None, None] and "must stay under 5 times its start 0.7" in said[2]
+    calm = Watch(total, "classification")
+    assert not any(calm.follow(0.7 + 0.1 * step, step, 2) for step in range(1, total + 1) if step < 20)
+
+
+def test_a_gpu_that_emulates_bfloat16_is_given_float32(monkeypatch):
+    """torch says that a T4 supports it, by its own emulation."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert pick_dtype("cuda") == "float32"
+    with pytest.warns(UserWarning, match="this GPU has no bfloat16 instructions"):
+        assert pick_dtype("cuda", "bfloat16") == "bfloat16"

@@ -9,12 +9,14 @@ import click
 
 from rankprobe.cli import options as o
 from rankprobe.cli.tracking import check_trackers, track_option
+from rankprobe.errors import UsageError, must
 
 
 @click.command(
     "reproduce-paper",
     epilog="\b\nExamples:\n  rankprobe reproduce-paper --scale smoke\n"
     "  rankprobe reproduce-paper --only dw-low-rank-by-function\n"
+    "  rankprobe reproduce-paper --scale medium --only table7\n"
     "  rankprobe reproduce-paper --scale paper --dry-run",
 )
 @click.option(
@@ -51,12 +53,15 @@ def reproduce_paper(
     against kept rank and latency, and writes tables, pictures, report.html and claims.csv with a verdict a claim.
     Tables and pages are renewed as runs end; killed at any moment, the same command goes on where it stopped.
     """
-    from rankprobe.paper.reproduce import check_trained, load_scale, needs_of, only_what_is_needed
+    from rankprobe.paper.reproduce import check_measured, load_scale, needs_of, only_what_is_needed
 
     check_trackers(options["trackers"])
     chosen = load_scale(scale, seed=options["seed"])
     needs = needs_of(only) if only is not None else None
     if dry_run and scale == "paper":
+        if only is not None:
+            rule = "be left out with --scale paper and --dry-run, which looks at no model"
+            raise UsageError(must("--only", rule, repr(only), "Leave one of them out"))
         from rankprobe.cli.plan_lines import paper_lines
 
         paper_lines(chosen)
@@ -64,7 +69,7 @@ def reproduce_paper(
     from rankprobe.cli.executors import executor
     from rankprobe.cli.plan_lines import plan_lines
     from rankprobe.cli.progress import reading
-    from rankprobe.cli.reproduce_extras import extras
+    from rankprobe.cli.reproduce_extras import extras, pair_plans
     from rankprobe.cli.work import run_studies
     from rankprobe.experiment.latency import plan_latency
     from rankprobe.experiment.sweep import plan_study
@@ -94,16 +99,21 @@ def reproduce_paper(
         threads=place.threads,
         bottlenecks=chosen.latency_bottlenecks and (chosen.latency_bottlenecks,) * len(chosen.shapes),
     )
-    todo = [only_what_is_needed(planned, needs) for planned in everything] if needs else everything
+    whole = scale != "paper"
+    # Every claim of the whole paper but Table 2 is about one task; the others are as many comparisons of their own.
+    one_task = everything[0].runs[0].task.name if whole and only != "table2" else None
+    todo = [only_what_is_needed(planned, needs, one_task) for planned in everything] if needs else everything
     if needs:
-        check_trained(only, needs, everything, scale)
+        pairs = {plan.name for plan in pair_plans(everything, no_files)} if chosen.pairs else set()
+        check_measured(only, needs, everything, chosen, pairs)
+    # The first run of the comparison that the paper's own tables are of: one that this call has.
+    main = next((run for study in todo for run in study.runs), everything[0].runs[0])
     beside = extras(chosen, everything, no_files, needs) if scale != "paper" else []
     if dry_run:
         weights_of = {run_id for extra in beside for run_id in extra.weights_of}
         plan_lines(todo, latency if needs is None or needs.latency else None, beside, weights_of=weights_of)
         return
     model, task = everything[0].runs[0].source.name, everything[0].runs[0].task.name
-    whole = scale != "paper"
     title = f"Is LoRA as good as full fine-tuning? {model} on {task}" if whole else "LoRA on GLUE, RoBERTa base"
     with executor(options) as by:
         run_studies(
@@ -115,7 +125,7 @@ def reproduce_paper(
             measure_latency=needs is None or needs.latency,
             everything=everything,
             extras=beside,
-            main=everything[0].runs[0].run_id if whole else None,
+            main=main.run_id if whole else None,
             hours=hours,
             executor=by,
             paper=whole,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -14,7 +14,9 @@ from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.study import Study
 from rankprobe.experiment.study_file import study_from
 from rankprobe.experiment.sweep import PlannedStudy
+from rankprobe.paper.table1 import printed_sizes
 from rankprobe.report.claims_methods import OTHERS
+from rankprobe.report.verdicts import SMALL_R
 
 SCALES = ("smoke", "small", "medium", "paper")
 
@@ -208,15 +210,47 @@ def needs_of(claim: str) -> Needs:
     raise UsageError(must("--only", f"be a claim such as {', '.join(_EXAMPLES)}", repr(claim), hint))
 
 
-def check_trained(claim: str, needs: Needs, planned: Sequence[PlannedStudy], scale: str) -> None:
-    """Refuse a claim about runs that a scale does not have.
+def check_measured(
+    claim: str, needs: Needs, planned: Sequence[PlannedStudy], scale: Scale, pairs: Collection[str]
+) -> None:
+    """Refuse a claim about what a scale does not train or measure.
+
+    Parameters
+    ----------
+    claim : str
+    needs : Needs
+        Of the claim.
+    planned : sequence of PlannedStudy
+        Of the scale.
+    scale : Scale
+    pairs : collection of str
+        Names of the pairs of runs that the scale compares.
 
     Raises
     ------
     UsageError
     """
+    _check_trained(claim, needs, planned, scale.name)
+    lacking = [name for name in needs.pairs if name not in pairs]
+    if lacking or (needs.table1 and not scale.table1_budget_s) or (needs.intrinsic and scale.intrinsic is None):
+        what = f"{claim!r}, which needs " + (f"the pair {lacking[0]}" if lacking else "a measurement of its own")
+        raise UsageError(must("--only", f"ask for what the scale {scale.name} measures", what, "Pass --scale medium"))
+    if found := re.search(r"-b(\d+)-l(\d+)$", claim):
+        shapes = (scale.table1_shapes or tuple(printed_sizes())) if needs.table1 else scale.shapes
+        if (int(found[1]), int(found[2])) not in shapes:
+            known = ", ".join(f"-b{batch}-l{length}" for batch, length in shapes)
+            rule = f"end with a shape that the scale {scale.name} times ({known})"
+            raise UsageError(must("--only", rule, repr(claim), "Choose of those"))
+    if (found := re.match(r"small-r(\d+)-vs-", claim)) and int(found[1]) not in SMALL_R:
+        rule = f"be of r that the paper calls small ({', '.join(map(str, SMALL_R))})"
+        raise UsageError(must("--only", rule, repr(claim), "Choose of those"))
+
+
+def _check_trained(claim: str, needs: Needs, planned: Sequence[PlannedStudy], scale: str) -> None:
     kinds = {(run.spec.method, run.spec.r, run.spec.targets) for study in planned for run in study.runs}
     for method, r, targets in needs.runs:
+        if method == "head":  # looked at where there is one; no claim falls without it
+            continue
         one = replace(needs, runs=((method, r, targets),))
         if any(one.trains(*kind) for kind in kinds):
             continue
@@ -227,11 +261,11 @@ def check_trained(claim: str, needs: Needs, planned: Sequence[PlannedStudy], sca
         raise UsageError(must("--only", f"ask for what the scale {scale} trains", what, "Pass --scale medium"))
 
 
-def only_what_is_needed(planned: PlannedStudy, needs: Needs) -> PlannedStudy:
-    """A study's runs that a claim needs."""
+def only_what_is_needed(planned: PlannedStudy, needs: Needs, task: str | None = None) -> PlannedStudy:
+    """A study's runs that a claim needs; with ``task`` none of another task."""
 
     def needed(run: PlannedRun) -> bool:
-        return needs.trains(run.spec.method, run.spec.r, run.spec.targets)
+        return task in (None, run.task.name) and needs.trains(run.spec.method, run.spec.r, run.spec.targets)
 
     truncate = tuple(run for run in planned.truncate if needs.functional_rank and needed(run))
     return replace(planned, runs=tuple(run for run in planned.runs if needed(run)), truncate=truncate)

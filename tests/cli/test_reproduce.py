@@ -1,5 +1,7 @@
 """reproduce-paper, params and spectrum where all goes well: plans, counts, what one claim needs."""
 
+import re
+
 import pytest
 from click.testing import CliRunner
 
@@ -160,3 +162,32 @@ def test_every_commands_examples_parse():
             words = shlex.split(example)[2:]
             with click.Context(command) as context:
                 command.parse_args(context, words)
+
+
+@pytest.mark.parametrize(
+    ("scale", "claim", "message"),
+    [
+        ("small", "table1", "ask for what the scale small measures. Got 'table1'"),
+        ("small", "table7", "Got 'table7', which needs the pair r4-r64"),
+        ("small", "intruders", "which needs the pair r1-full"),
+        ("small", "figure4", "which needs the pair r64-seeds"),
+        ("small", "intrinsic-dimension", "which needs a measurement of its own. Pass --scale medium"),
+        ("small", "small-r8-vs-full", r"be of r that the paper calls small \(1, 2, 4\)"),
+        ("small", "merged-latency-b99-l7", r"end with a shape that the scale small times \(-b1-l32, -b8-l64"),
+        ("medium", "table1-merged-b1-l32", r"times \(-b32-l512, -b16-l256, -b1-l128\)"),
+        ("paper", "lora-equals-full", "be left out with --scale paper and --dry-run"),
+    ],
+)
+def test_a_claim_that_the_scale_does_not_measure_is_refused(scale, claim, message):
+    result = run("reproduce-paper", "--scale", scale, "--only", claim, "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert re.search(message, result.stderr), result.stderr
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ["lora-equals-full", "small-r1-vs-r8", "trainable-parameters", "merged-latency-b8-l64", "dw-low-rank-by-function"],
+)
+def test_what_the_small_scale_measures_can_be_asked_for(claim):
+    result = run("reproduce-paper", "--only", claim, "--dry-run")
+    assert result.exit_code == 0, result.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,8 +30,8 @@ def intrinsic_curve(curve: pd.DataFrame, dimensions: pd.DataFrame) -> Picture | 
     full, threshold = of_score["full"].iloc[0], of_score["threshold"].iloc[0]
     handles = []
     methods = list(dict.fromkeys(curve["method"]))
-    least = min(float(curve["score"].min()), threshold)
-    span = full - least
+    least, most = min(float(curve["score"].min()), threshold), max(float(curve["score"].max()), full, threshold)
+    span = most - least or 1.0
     for place, ((color, marker, line), method) in enumerate(zip(SERIES, methods, strict=False)):
         of = curve[curve["method"] == method]
         means = of.groupby("d")["score"].mean()
@@ -59,7 +58,7 @@ def intrinsic_curve(curve: pd.DataFrame, dimensions: pd.DataFrame) -> Picture | 
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: say.count(v)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(least - 0.25 * span, full + 0.08 * span)
+    axes.set_ylim(least - 0.25 * span, most + 0.08 * span)
     axes.yaxis.set_major_formatter(score_ticks(metric))
     axes.set_xlabel("d, dimensions of the random subspace (log scale)")
     axes.set_ylabel(metric)
@@ -68,7 +67,7 @@ def intrinsic_curve(curve: pd.DataFrame, dimensions: pd.DataFrame) -> Picture | 
     handles.append(Line2D([], [], color=GREY, marker="o", ls="none", ms=3.5, alpha=0.6, label="one seed"))
     figure.legend(handles=handles, loc="outside upper left", ncols=4)
     found = "; ".join(
-        f"{row['method'].upper()} {say.with_interval(_finite(row['d']), row['ci_low'], row['ci_high'], 0)}"
+        f"{row['method'].upper()} {_dimension(row)}"
         for _, row in of_score.iterrows()
     )
     caption = (
@@ -79,5 +78,9 @@ def intrinsic_curve(curve: pd.DataFrame, dimensions: pd.DataFrame) -> Picture | 
     return Picture("intrinsic_dimension", "Intrinsic dimension", figure, caption)
 
 
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else np.inf
+def _dimension(row: pd.Series) -> str:
+    """d with its interval, infinite where no d that was measured reaches the share; or why there is none."""
+    if math.isnan(row["d"]) and not say.missing(row.get("reason")):
+        return f"none ({row['reason']})"
+    d = row["d"] if math.isfinite(row["d"]) else math.inf
+    return say.with_interval(d, row["ci_low"], row["ci_high"], 0)

@@ -11,7 +11,7 @@ from rankprobe.report.cells import Cell, Table
 from rankprobe.report.comparison import configurations, full_reference, main_metric
 from rankprobe.report.findings import Findings
 from rankprobe.report.table1 import VARIANT_NAMES
-from rankprobe.report.tables import best_settings
+from rankprobe.report.tables import chosen_among
 from rankprobe.tasks.metrics import LOWER_IS_BETTER, truncation_metric
 
 _VERDICTS = {
@@ -100,8 +100,8 @@ def configurations_cells(findings: Findings) -> Table | None:
         f"intervals. Over seeds: how another seed would do on these rows. Over rows: how these very models would do on "
         f"other rows."
     )
-    if len(best_settings(methods)) < len(methods.dropna(subset=["accuracy_mean"])):
-        caption += " Claims and pictures take each method's best learning rate on these very rows, which flatters it."
+    if among := chosen_among(methods):
+        caption += f" Claims and pictures take each method's best of several {among} on these rows, which flatters it."
     against = "against full"
     if first["metric"] in LOWER_IS_BETTER:
         caption += f" Of a {first['metric']} less is better."

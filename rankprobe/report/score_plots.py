@@ -11,7 +11,7 @@ from rankprobe.report import numbers as say
 from rankprobe.report.comparison import MAIN_TARGETS
 from rankprobe.report.findings import Findings
 from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SERIES, Picture, broken_axis, score_ticks
-from rankprobe.report.tables import best_settings
+from rankprobe.report.tables import best_settings, chosen_among
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 _LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), "LoRA on other targets": (BLUE, "x")}
@@ -68,7 +68,7 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) of LoRA on {' and '.join(targets)} against r. "
         f"{_band_words(full, head)} {_interval_words(methods)} Paired differences to full fine-tuning are "
-        f"in the table.{_choice_words(findings, methods)}{_cut_words(shown)}"
+        f"in the table.{_choice_words(findings)}{_cut_words(shown)}"
     )
     return Picture("accuracy_by_r", f"{metric.capitalize()} against r", figure, caption)
 
@@ -127,7 +127,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     model = methods["model"].iloc[0] + (f" ({say.count(total.iloc[0])} parameters)" if len(total) else "")
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) against how many parameters of {model} are trained. "
-        f"{_interval_words(methods)}{_choice_words(findings, methods)}"
+        f"{_interval_words(methods)}{_choice_words(findings)}"
     )
     if _set_apart(methods["trainable_params"]) != methods["trainable_params"].astype(float).tolist():
         caption += " Points of almost as many parameters stand side by side; the table has the counts."
@@ -159,10 +159,10 @@ def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:
     return None if rows.empty else rows.iloc[0]
 
 
-def _choice_words(findings: Findings, shown: pd.DataFrame) -> str:
+def _choice_words(findings: Findings) -> str:
     """Said where settings were chosen on the rows shown."""
-    left_out = len(findings.tables["methods"].dropna(subset=["accuracy_mean"])) - len(shown)
-    return " Of several learning rates the best on these rows is shown, which flatters it." if left_out else ""
+    among = chosen_among(findings.tables["methods"])
+    return f" Of several {among} the best on these rows is shown, which flatters it." if among else ""
 
 
 def _ends(methods: pd.DataFrame, *kinds: str) -> list[float]:

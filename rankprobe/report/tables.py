@@ -174,6 +174,10 @@ def merged_functional_ranks(runs: list[dict]) -> pd.DataFrame:
     return _merged(finished_ok(one_comparison(runs)), "functional_rank.csv")
 
 
+# What makes two rows settings of one configuration.
+_CONFIGURATION = ["method", "targets", "r", "size"]
+
+
 def best_settings(methods: pd.DataFrame) -> pd.DataFrame:
     """Finished rows of :func:`methods_table`, one for each method, targets, r and size: most seeds, best score.
 
@@ -184,7 +188,16 @@ def best_settings(methods: pd.DataFrame) -> pd.DataFrame:
     done = methods.dropna(subset=["accuracy_mean"])
     less = bool(done["metric"].isin(LOWER_IS_BETTER).any())
     ranked = done.sort_values(["n_seeds", "accuracy_mean"], ascending=[False, less], kind="stable")
-    return ranked.drop_duplicates(["method", "targets", "r", "size"]).sort_index()
+    return ranked.drop_duplicates(_CONFIGURATION).sort_index()
+
+
+def chosen_among(methods: pd.DataFrame) -> str:
+    """What :func:`best_settings` chose on the very rows that are shown: ``"learning rates and alphas"``, or nothing."""
+    words = {"lr": "learning rates", "alpha": "alphas", "dropout": "dropouts", "rslora": "scalings", "epochs": "epochs"}
+    done = methods.dropna(subset=["accuracy_mean"])
+    groups = [group for _, group in done.groupby(_CONFIGURATION, dropna=False) if len(group) > 1]
+    varied = [word for name, word in words.items() if any(group[name].nunique(dropna=False) > 1 for group in groups)]
+    return " and ".join(varied) or ("settings" if groups else "")
 
 
 def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | None) -> dict:

@@ -98,3 +98,20 @@ def test_tables_and_picture_of_every_end(tmp_path, curves, head):
         assert all(math.isnan(d) for d in dimensions.loc[dimensions["of"] == "gain", "d"])
     if head == 0.75:
         assert (dimensions.loc[dimensions["of"] == "score", "reason"] == "the trained head alone reaches it").all()
+
+
+def test_scores_above_full_fine_tunings_are_in_the_picture(tmp_path):
+    """As on RTE, where a subspace may do better."""
+    runs = sweep(tmp_path, {"did": {100: 0.52, 1000: 0.66}}, full=0.6)
+    axes = intrinsic_curve(curve_table(runs), dimensions_table(runs)).figure.axes[0]
+    low, high = axes.get_ylim()
+    assert low < 0.52 and high > 0.66
+
+
+def test_a_dimension_that_cannot_be_given_is_not_called_infinite(tmp_path):
+    runs = sweep(tmp_path, {"did": {100: 0.55, 1000: 0.65}})
+    table = dimensions_table(runs)
+    table.loc[table["of"] == "score", ["d", "ci_low", "ci_high"]] = math.nan
+    table["reason"] = "full fine-tuning's score cannot be told from 0"
+    caption = intrinsic_curve(curve_table(runs), table).caption
+    assert "DID none (full fine-tuning's score cannot be told from 0)" in caption and "∞" not in caption

@@ -13,6 +13,7 @@ from rankprobe.report.comparison import comparisons, configurations, difference,
 from rankprobe.report.tables import (
     METHOD_COLUMNS,
     best_settings,
+    chosen_among,
     merged_ranks,
     merged_spectra,
     merged_truncation,
@@ -181,3 +182,16 @@ def test_of_several_learning_rates_the_best_stands_for_its_method(tmp_path):
     # More seeds weigh more than a better score of one.
     runs.append(make_run(tmp_path, r=8, lr=4e-3, accuracy=0.75, seed=1, dropout=0.0))
     assert best_settings(methods_table(runs))["lr"].tolist() == [1e-3, 4e-3]
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ([{"lr": 1e-3}, {"lr": 2e-3}], "learning rates"),
+    ([{"alpha": 8.0}, {"alpha": 16.0}], "alphas"),
+    ([{"lr": 1e-3, "alpha": 8.0}, {"lr": 2e-3, "alpha": 16.0}], "learning rates and alphas"),
+    ([{"r": 4}, {"r": 8}], ""),
+])  # fmt: skip
+def test_what_was_chosen_among_is_named(tmp_path, settings, words):
+    runs = [make_run(tmp_path, **{"r": 8, **of}) for of in settings]
+    for i, run in enumerate(runs):
+        run["run_id"] = f"lora-{i}"
+    assert chosen_among(methods_table(runs, None)) == words

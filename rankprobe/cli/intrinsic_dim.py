@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from rankprobe.cli import options as o
 @click.option("--share", type=float, default=0.9, show_default=True, help="Of full fine-tuning's score: d90 at 0.9.")
 @click.option("--seeds", type=int, default=2, show_default=True, help="Of every d, at least 2.")
 @click.option("--lr", "lrs", multiple=True, metavar="METHOD=RATE", help="did=3e-2, say.  [default: tuned on docmatch]")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="[default: results/intrinsic-dim-TASK]")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="[default: results/intrinsic-dim-TASK-MARK]")
 @click.option("--functional-rank/--no-functional-rank", default=True, show_default=True,
               help="Measure that of full fine-tuning's dW too, at the end.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the grid and what is done already, and stop.")
@@ -52,6 +53,7 @@ def intrinsic_dim(
     from rankprobe.experiment.intrinsic import finished_intrinsic, plan_intrinsic, run_intrinsic
     from rankprobe.experiment.output import hold_output
     from rankprobe.experiment.study import Configuration, Study
+    from rankprobe.experiment.study_file import study_toml
 
     settings = o.study_settings(options)
     study = Study(f"intrinsic-dim-{settings['task']}", (Configuration("full"),), truncate=(), **settings)
@@ -68,7 +70,10 @@ def intrinsic_dim(
         click.echo(f"{what}, then bisection to a factor of {tolerance:g}")
         click.echo(f"{len(sweep.reference.runs)} runs of full fine-tuning and the head alone; {done} runs are done")
         return
-    out = out or Path("results") / study.name
+    if out is None:  # another data set, model or setting must not replace these tables
+        run = sweep.reference.runs[0]
+        choice = "\n".join((study_toml(study), run.task.sha256, run.source.sha256))
+        out = Path("results") / f"{study.name}-{sha256(choice.encode()).hexdigest()[:6]}"
     plan = {"name": f"intrinsic-dim {settings['task']}", "command": command_line(), "inputs": study.name}
     with hold_output(out, plan):
         if sweep.untuned:

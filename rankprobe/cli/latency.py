@@ -117,7 +117,7 @@ def _shapes(text: str) -> tuple[tuple[int, int], ...]:
         raise UsageError(
             must("shapes", "be batch x length pairs with commas between", repr(text), "Pass 1x32,8x64, say")
         )
-    shapes = tuple((int(p[1]), int(p[2])) for p in pairs)
+    shapes = tuple(dict.fromkeys((int(p[1]), int(p[2])) for p in pairs))
     if any(batch * length > _MOST_TOKENS for batch, length in shapes):
         rule = f"have at most {_MOST_TOKENS:,} tokens each"
         raise UsageError(must("shapes", rule, repr(text), "Pass 1x32,8x64, say"))

@@ -84,8 +84,9 @@ class TerminalObserver:
         self._progress.update(self._task, completed=completed, description=label, note=note)
         for lane in self._lanes.values():
             lane.draw(self._progress)
-        now, total = time.monotonic(), self._progress.tasks[0].total or 1
-        eta_s = (now - self._start) * (total - completed) / completed if completed else None
+        # A bisection finds more to do than was known before: how much is left is then not known.
+        now, total = time.monotonic(), max(self._progress.tasks[0].total or 1, completed)
+        eta_s = (now - self._start) * (total - completed) / completed if 0 < completed < total else None
         lines = tuple(f"{lane.label}: {lane.note}" for lane in working or [self._own])
         if self._live_file is not None:
             self._live_file.tell(lines, int(completed), int(total), eta_s)

@@ -22,7 +22,7 @@ from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.pairs import read_pairs
 from rankprobe.experiment.pieces import Unmeasured
-from rankprobe.experiment.store import finished, load_runs, read_latency, read_record
+from rankprobe.experiment.store import LockedError, finished, load_runs, read_latency, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
 from rankprobe.paper.parameter_counts import paper_parameter_counts
 from rankprobe.paper.published import published
@@ -54,6 +54,8 @@ class Extra:
         What a dry run says of it; none where there is nothing to do now.
     weights_of : tuple of str
         Run ids of those whose weights it still needs.
+    steps : int
+        Optimiser steps that it has left, as far as that is known before.
     """
 
     after: int
@@ -61,6 +63,7 @@ class Extra:
     run: Callable[[TerminalObserver, Callable[[], bool], Executor], Iterator[None]]
     lines: tuple[str, ...] = ()
     weights_of: tuple[str, ...] = ()
+    steps: int = 0
 
 
 def run_studies(
@@ -131,7 +134,8 @@ def run_studies(
         return weights_of | {run.run_id for run in study.runs} if need_weights and then is None else weights_of
 
     live_file = LiveFile(out, command=as_typed())
-    observer = TerminalObserver(sum(study.steps_left(wanted(study)) for study in studies), live_file)
+    steps = sum(study.steps_left(wanted(study)) for study in studies) + sum(extra.steps for extra in extras)
+    observer = TerminalObserver(steps, live_file)
     ends = None if hours is None else time.monotonic() + 3600 * hours
 
     def stop() -> bool:
@@ -178,8 +182,7 @@ def run_studies(
                         bad[record["run_id"]] = record
                     renew()
                 if measure_latency and not stop():
-                    _latency(latency, observer)
-                    measure_latency = False
+                    measure_latency = not _latency(latency, observer, stop)
             for extra in extras:
                 if extra.after == number:
                     for _ in extra.run(observer, stop, executor):
@@ -193,7 +196,7 @@ def run_studies(
                 claim_output(out, plan)
                 observer.expect(sum(study.steps_left(wanted(study)) for study in todo))
         if measure_latency and not stop():
-            _latency(latency, observer)
+            _latency(latency, observer, stop)
         observer.begin("tables, pictures and pages", 0)
         render(out, plan, runs_folder)
     click.echo(f"{out / 'report.html'}")
@@ -293,7 +296,14 @@ def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
     )
 
 
-def _latency(plan: LatencyPlan | None, observer: TerminalObserver) -> None:
-    if plan is not None:
-        observer.begin("latency", 0)
-        execute_latency(plan, observer=observer)
+def _latency(plan: LatencyPlan | None, observer: TerminalObserver, stop: Callable[[], bool]) -> bool:
+    """Measure, unless there is nothing to; False where another process is at it."""
+    if plan is None:
+        return True
+    observer.begin("latency", 0)
+    try:
+        execute_latency(plan, observer=observer, stop=stop)
+    except LockedError as error:
+        observer.say(f"latency: {error}")
+        return False
+    return True

@@ -4,6 +4,7 @@ import pytest
 
 from rankprobe.cli import progress
 from rankprobe.cli.progress import TerminalObserver
+from rankprobe.experiment.live import LiveFile, read_live
 
 
 def whole(observer):
@@ -71,3 +72,17 @@ def test_without_a_terminal_a_line_now_and_then_with_an_eta_for_all(monkeypatch,
     assert said[0].startswith("run 0: 20/40 loss 0.1") and "(25%, ETA 3 min)" in said[0]
     if workers == 2:
         assert said[1] == "run 0: 20/40 loss 0.1 | run 1: 20/40 loss 0.1 (50%, ETA 2 min)"
+
+
+def test_more_than_was_expected_is_neither_a_negative_eta_nor_more_than_all(tmp_path, capsys, monkeypatch):
+    """A bisection finds its ds as it goes."""
+    monkeypatch.setattr(progress, "_PLAIN_EVERY_S", -1.0)
+    observer = TerminalObserver(10, LiveFile(tmp_path, every_s=0))
+    observer.begin("did d=100", 10)
+    observer.stage("train", 5, 10)
+    assert read_live(tmp_path).eta_s > 0
+    observer.begin("did d=300", 10)
+    observer.stage("train", 5, 10)
+    live = read_live(tmp_path)
+    assert (live.done, live.total, live.eta_s) == (15, 15, None)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("(100%, ETA unknown)")

@@ -100,7 +100,8 @@ def apply_bottleneck(model: nn.Module, bottleneck: int, placement: str, *, seed:
     # Wider than its block an adapter is no bottleneck any more; far wider it is a typing error.
     widest = 100 * min(d for _, _, d in places)
     if bottleneck > widest:
-        raise UsageError(must("bottleneck", f"be at most {widest}, a hundred times the width", bottleneck, "Pass 16, say"))
+        rule = f"be at most {widest}, a hundred times the width"
+        raise UsageError(must("bottleneck", rule, bottleneck, "Pass 16, say"))
     for _, block in blocks if placement == "houlsby" else ():
         for norm in _norms(block):
             norm.requires_grad_(True)

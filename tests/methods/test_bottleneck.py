@@ -191,7 +191,7 @@ def test_a_block_of_experts_has_no_one_projection_for_houlsby_and_an_output_for_
 
 def test_a_bottleneck_far_wider_than_the_model_is_refused_before_it_is_made():
     tiny = load_tiny("bert")
-    with pytest.raises(UsageError, match=r"bottleneck must be at most 3200, a hundred times the width\. Got 99999999999\."):
+    with pytest.raises(UsageError, match=r"bottleneck must be at most 3200, .* Got 99999999999\."):
         apply_bottleneck(tiny.model, 99_999_999_999, "lin", seed=0)
 
 

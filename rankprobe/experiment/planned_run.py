@@ -44,7 +44,6 @@ class PlannedRun:
 def plan_run(spec: RunSpec, source: ModelSource, task: Task, runs: Path) -> PlannedRun:
     """Name the run's folder in the store ``runs``; nothing is written."""
     spec = replace(spec, model=source.name, task=task.name)  # --model may have been a path, which no record holds
-    identity = run_id(
-        spec, model_sha256=source.sha256, tokenizer_sha256=source.tokenizer_sha256, task_sha256=task.sha256
-    )
+    hashes = {"model_sha256": source.sha256, "tokenizer_sha256": source.tokenizer_sha256, "task_sha256": task.sha256}
+    identity = run_id(spec, **hashes, architecture=source.architecture)
     return PlannedRun(spec, source, task, Path(runs) / identity)

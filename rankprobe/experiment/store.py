@@ -20,16 +20,23 @@ from rankprobe.experiment.spec import SIZES, RunSpec
 
 RUN_FILE = "run.json"
 # Part of every run_id. Raised whenever the same spec would train differently than before.
-SEMANTICS = 1
+SEMANTICS = 2
+# Models for which nothing has changed since 1. For the others 2 is: no dropout is left in attributes and configs, "all"
+# has fused q, k and v, prompts start from scaled embeddings where a model scales them.
+_AS_IN_1 = ("bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "electra", "mpnet", "gpt2", "llama")
 
 
-def run_id(spec: RunSpec, *, model_sha256: str, tokenizer_sha256: str, task_sha256: str) -> str:
+def run_id(
+    spec: RunSpec, *, model_sha256: str, tokenizer_sha256: str, task_sha256: str, architecture: str = "bert"
+) -> str:
     """A readable name and a hash of all that decides the result; names of model and task are for people and not hashed.
 
     Parameters
     ----------
     spec : RunSpec
     model_sha256, tokenizer_sha256, task_sha256 : str
+    architecture : str
+        The model's; see :data:`SEMANTICS`.
     """
     content = asdict(spec)
     for label in ("model", "task"):
@@ -38,7 +45,7 @@ def run_id(spec: RunSpec, *, model_sha256: str, tokenizer_sha256: str, task_sha2
     later = (*SIZES, "rank_pattern")
     content = {key: value for key, value in content.items() if key not in later or value is not None}
     content |= {"model_sha256": model_sha256, "tokenizer_sha256": tokenizer_sha256, "task_sha256": task_sha256,
-                "semantics": SEMANTICS}
+                "semantics": 1 if architecture in _AS_IN_1 else SEMANTICS}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     kinds = (spec.targets or "").replace(",", "")
     by_matrix = "-by-matrix" if spec.rank_pattern else ""

@@ -10,12 +10,14 @@ from rankprobe.tasks.task import REGRESSION
 # Diverged: the smoothed loss stays this many times above where it began. Real training crosses it only when lost.
 _BLOWN_UP = 5.0
 _SMOOTHING_STEPS = 20
+_IN_A_ROW = 3
 
 
 class Watch:
     """Follows one training's loss and says when it has diverged.
 
-    Where it began is its first step's loss at first, and the mean of the first 20 once they are taken.
+    Where it began is its first step's loss at first, and the mean of the first 20 once they are taken. Until then three
+    steps in a row have to be far above it: one odd batch is in a mean of few.
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ class Watch:
 
     def __init__(self, total: int, problem: str) -> None:
         self.total, self.problem = total, problem
-        self.smoothed, self._first = math.nan, math.nan
+        self.smoothed, self._first, self._above = math.nan, math.nan, 0
 
     def refuse(self, loss: float, grad_norm: float, step: int) -> str | None:
         """Why a step (from 1) must not be taken: its loss or gradient is not finite. None where it may."""
@@ -60,7 +62,8 @@ class Watch:
             self._first = smoothed
         # A constant guess costs ln(classes), or ln(vocabulary): below that a small start is not a blow-up.
         floor = 1.0 if self.problem == REGRESSION else math.log(max(2, outputs))
-        if smoothed > _BLOWN_UP * max(self._first, floor):
+        self._above = self._above + 1 if smoothed > _BLOWN_UP * max(self._first, floor) else 0
+        if self._above >= (_IN_A_ROW if step < _SMOOTHING_STEPS else 1):
             rule = f"stay under {_BLOWN_UP:g} times its start {self._first:.3g}"
             return _diverged("loss", rule, f"{smoothed:.3g} at step {step}")
         return None

@@ -207,3 +207,9 @@ def test_several_tasks_and_models_are_a_study_each(tmp_path):
         load_studies(write(tmp_path, 'task = []\nconfigurations = [{ method = "head" }]'))
     with pytest.raises(UsageError, match="task in .* must be str. Got 3"):
         load_studies(write(tmp_path, 'task = ["sst2", 3]\nconfigurations = [{ method = "head" }]'))
+
+
+def test_models_that_train_otherwise_now_have_other_ids():
+    """Dropout was left on in OPT; a finished run of then must not be averaged with one of now."""
+    ids = {name: run_id(spec(), **HASHES, architecture=name) for name in ("bert", "gpt2", "opt", "gpt_neox")}
+    assert ids["bert"] == ids["gpt2"] == run_id(spec(), **HASHES) and ids["opt"] == ids["gpt_neox"] != ids["bert"]

@@ -243,8 +243,10 @@ def test_no_dropout_is_left_in_any_architecture(config):
 @pytest.mark.parametrize("total", [8, 100])
 def test_a_blow_up_in_the_first_steps_is_none_to_start_from(total):
     watch = Watch(total, "classification")
-    said = [watch.follow(loss, step, 2) for step, loss in enumerate((0.7, 0.7, 30.0, 80.0), 1)]
-    assert said[:2] == [None, None] and "must stay under 5 times its start 0.7" in said[2]
+    said = [watch.follow(loss, step, 2) for step, loss in enumerate((0.7, 0.7, 30.0, 80.0, 90.0), 1)]
+    assert said[:4] == [None] * 4 and "must stay under 5 times its start 0.7" in said[4]
+    odd = Watch(total, "classification")
+    assert not any(odd.follow(loss, step, 2) for step, loss in enumerate((0.01, 9.0, 0.01, 0.01, 0.01, 0.01), 1))
     calm = Watch(total, "classification")
     assert not any(calm.follow(0.7 + 0.1 * step, step, 2) for step in range(1, total + 1) if step < 20)
 

@@ -12,7 +12,7 @@ from rankprobe.experiment.intrinsic import IntrinsicSweep, finished_intrinsic, p
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
 from rankprobe.experiment.planned_run import PlannedRun
-from rankprobe.experiment.store import LockedError, finished
+from rankprobe.experiment.store import finished
 from rankprobe.experiment.sweep import Place, PlannedStudy
 from rankprobe.paper.reproduce import Needs, Scale
 from rankprobe.paper.table1 import plan_table1
@@ -120,10 +120,7 @@ def _table1(
 ) -> Iterator[None]:
     if not finished(plan.folder) and not stop():
         observer.begin("Table 1: latency of adapters", 0)
-        try:
-            execute_latency(plan, observer=observer, stop=stop)
-        except LockedError as error:  # another process times it, and will have it in the store
-            observer.say(f"Table 1: {error}")
+        execute_latency(plan, observer=observer, stop=stop)
     yield
 
 

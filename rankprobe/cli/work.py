@@ -142,7 +142,7 @@ def run_studies(
         return ends is not None and time.monotonic() > ends
 
     bad: dict[str, dict] = {}
-    unmeasured: list[Unmeasured] = []
+    unmeasured: list[Unmeasured | LockedError] = []
     tables, pages = Renewal(), Renewal(least_s=_PAGES_EVERY_S)
 
     def renew() -> None:
@@ -185,9 +185,13 @@ def run_studies(
                     measure_latency = not _latency(latency, observer, stop)
             for extra in extras:
                 if extra.after == number:
-                    for _ in extra.run(observer, stop, executor):
-                        claim_output(out, plan)  # an extra's entry may have grown
-                        renew()
+                    try:
+                        for _ in extra.run(observer, stop, executor):
+                            claim_output(out, plan)  # an extra's entry may have grown
+                            renew()
+                    except LockedError as error:  # another process measures it: no reason to leave the rest undone
+                        observer.say(f"rankprobe: {error}")
+                        unmeasured.append(error)
             if not todo and then is not None and not stop():
                 render(out, plan, runs_folder, figures=False)  # where no rate can be chosen, the tables say why
                 todo, then, keep = list(then()), None, keep_weights
@@ -196,7 +200,10 @@ def run_studies(
                 claim_output(out, plan)
                 observer.expect(sum(study.steps_left(wanted(study)) for study in todo))
         if measure_latency and not stop():
-            _latency(latency, observer, stop)
+            try:
+                execute_latency(latency, observer=observer, stop=stop)
+            except LockedError as error:
+                unmeasured.append(error)
         observer.begin("tables, pictures and pages", 0)
         render(out, plan, runs_folder)
     click.echo(f"{out / 'report.html'}")

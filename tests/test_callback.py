@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import peft
@@ -530,3 +531,11 @@ def test_experts_that_peft_adapts_as_one_parameter_are_left_out_and_named(caplog
     sites = watched.watched_sites(model, "q,v")
     updates, notes = watched.factored_updates(model, sites)
     assert [u.site.kind for u in updates] == ["q", "v"] and any("3-d parameters" in note for note in notes)
+
+
+def test_a_model_with_a_config_of_its_own_can_be_watched():
+    """nanoGPT's is a dataclass."""
+    model = torch.nn.Sequential()
+    model.config = SimpleNamespace(n_layer=1)
+    model.add_module("layers", torch.nn.ModuleList([torch.nn.ModuleDict({"q_proj": torch.nn.Linear(4, 4)})]))
+    assert [site.kind for site in watched.watched_sites(model, "q")] == ["q"]

@@ -141,13 +141,14 @@ def functional_rank(
     gains = drawn[:, -1] - drawn[:, 0]
     gain = float(curve[-1] - curve[0])
     gain_low, gain_high = percentile_interval(gains, level)
+    grid = ",".join(map(str, ks))
+    method = f"paired bootstrap over eval examples, {n_resamples} resamples, {100 * level:g} % percentiles, k in {grid}"
     # All rows gain alike, so that every resample is the same: a bootstrap would claim to know the gain exactly.
     alike = score is accuracy and float(np.ptp(gains)) == 0
     if alike:
         ci = binomtest(len(labels), len(labels)).proportion_ci(level, method="exact")
         gain_low, gain_high = gain - (1 - ci.low), min(1.0, gain + (1 - ci.low))
-    grid = ",".join(map(str, ks))
-    method = f"paired bootstrap over eval examples, {n_resamples} resamples, {100 * level:g} % percentiles, k in {grid}"
+        method = f"Clopper-Pearson, all {len(labels)} eval examples gain alike, k in {grid}"
     known = {"q": q, "gain": gain, "gain_ci_low": gain_low, "gain_ci_high": gain_high, "n": len(labels),
              "method": method, "rule": rule}
     if not gain > 0:

@@ -72,7 +72,8 @@ def intrinsic_dim(
         return
     if out is None:  # another data set, model or setting must not replace these tables
         run = sweep.reference.runs[0]
-        choice = "\n".join((study_toml(study), run.task.sha256, run.source.sha256))
+        asked = repr((sweep.methods, sweep.ds, sweep.tolerance, sweep.share, seeds, sorted(sweep.lrs.items())))
+        choice = "\n".join((study_toml(study), asked, run.task.sha256, run.source.sha256))
         out = Path("results") / f"{study.name}-{sha256(choice.encode()).hexdigest()[:6]}"
     plan = {"name": f"intrinsic-dim {settings['task']}", "command": command_line(), "inputs": study.name}
     with hold_output(out, plan):

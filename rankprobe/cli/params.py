@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from rankprobe.cli import options as o
@@ -59,11 +61,10 @@ def params(
     from rankprobe.experiment.parameters import parameter_table
     from rankprobe.experiment.spec import SIZE_FIELD
     from rankprobe.paper.architectures import PAPER_MODELS, paper_config, paper_problem
-    from rankprobe.weights.lacking import stored_names
     from rankprobe.weights.pretrained import config_folder, load_config
 
     config = paper_config(model) if model in PAPER_MODELS else load_config(model)
-    stored = None if model in PAPER_MODELS else stored_names(config_folder(model))
+    stored = None if model in PAPER_MODELS else _stored(config_folder(model))
     default = paper_problem(model) if model in PAPER_MODELS else "classification"
     problem = {"classification": "classification", "lm": "language_modelling", None: default}[task_type]
     typed = {*methods} | {m for m, size in SIZE_FIELD.items() if o.given(size)}
@@ -95,6 +96,18 @@ def params(
         notes="size: bottleneck, prefix length, layers or d; method pct: method parameters over the base's, heads left "
         "out",
     )
+
+
+def _stored(folder: Path) -> frozenset[str] | None:
+    """Names of the weights in a folder; None where they are not there, or not to be read: counts do without."""
+    from rankprobe.errors import UsageError
+    from rankprobe.weights.lacking import stored_names
+
+    try:
+        return stored_names(folder)
+    except UsageError as error:
+        click.echo(f"rankprobe: counted as if the weights were whole: {error}", err=True)
+        return None
 
 
 def _paper(form: str) -> None:

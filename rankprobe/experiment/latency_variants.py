@@ -18,6 +18,7 @@ from rankprobe.experiment.parameters import Counts, Setting, count
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.lora import LoRALayer, unload_lora
 from rankprobe.training.precision import autocast
+from rankprobe.weights.lacking import stored_names
 from rankprobe.weights.pretrained import load_classifier, load_config
 from rankprobe.weights.source import ModelSource
 
@@ -156,13 +157,14 @@ def sizes_of(
     """Of every variant, its bottleneck and the parameters that its method trains besides the head."""
     config = source.config if isinstance(source, Architecture) else load_config(str(source.path))
     problem = "language_modelling" if isinstance(source, Architecture) else "classification"
+    stored = None if isinstance(source, Architecture) else stored_names(source.path)
     settings = dict.fromkeys((BASE, COPY, FULL), Setting("full"))
     settings |= dict.fromkeys((MERGED, UNMERGED), Setting("lora", spec.targets, spec.r))
     settings |= {name: Setting(name, size=size) for name, size in zip(ADAPTERS, bottlenecks, strict=True)}
     counts: dict[Setting, Counts] = {}
     for setting in settings.values():
         if setting not in counts:
-            counts[setting] = count(config, setting, problem=problem)
+            counts[setting] = count(config, setting, problem=problem, stored=stored)
     return {
         name: (settings[name].size, counts[settings[name]].method) for name in variant_names(source, bottlenecks)
     }

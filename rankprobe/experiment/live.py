@@ -89,7 +89,9 @@ class LiveFile:
 
     def __init__(self, folder: Path, *, every_s: float = 2.0, command: str = "") -> None:
         self._path, self._every, self._last = Path(folder) / LIVE_FILE, every_s, -float("inf")
-        self._command, self._born = command, _born(os.getpid())
+        self._command, self._born, self._directory = command, _born(os.getpid()), ""
+        with contextlib.suppress(OSError):  # it may have been deleted
+            self._directory = os.getcwd()
 
     def tell(self, now: tuple[str, ...], done: int, total: int, eta_s: float | None) -> None:
         """Write what is being done, unless that was said a moment ago."""
@@ -98,7 +100,7 @@ class LiveFile:
             return
         self._last = clock
         live = Live(now, done, total, eta_s, os.getpid(), socket.gethostname(), time.time(), self._born, self._command,
-                    os.getcwd())  # fmt: skip
+                    self._directory)  # fmt: skip
         with contextlib.suppress(OSError):
             write_atomic(self._path, json.dumps(asdict(live)) + "\n")
 

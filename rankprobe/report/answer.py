@@ -6,8 +6,16 @@ import pandas as pd
 
 from rankprobe.report import numbers as say
 from rankprobe.report.claims_rank import functional_ranks
-from rankprobe.report.comparison import main_lora, main_metric, nothing_to_lose, something_to_lose
+from rankprobe.report.comparison import (
+    configurations,
+    full_reference,
+    main_lora,
+    main_metric,
+    nothing_to_lose,
+    something_to_lose,
+)
 from rankprobe.report.findings import Findings
+from rankprobe.report.stats import MIN_SEEDS
 from rankprobe.report.tables import best_settings
 from rankprobe.report.verdicts import MARGIN_POINTS
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
@@ -151,8 +159,9 @@ def _as_good(findings: Findings) -> str:
 
 def _at_margin(findings: Findings, row: dict, margin: float) -> str:
     """The verdict on "as good as full fine-tuning" at a margin of the study's own; the claim's is for the paper's."""
-    settled = findings.answers[main_lora(findings.runs)[0]["spec"]["targets"]]
-    if not settled.several_seeds or nothing_to_lose(findings.runs, margin / 100):
+    sides = main_lora(findings.runs), full_reference(configurations(findings.runs))
+    common = set.intersection(*({run["spec"]["seed"] for run in side} for side in sides))
+    if len(common) < MIN_SEEDS or nothing_to_lose(findings.runs, margin / 100):
         return "inconclusive"
     if row["ci_low"] >= -margin and row["ci_high"] <= margin:
         return "supported"

@@ -21,6 +21,7 @@ _MOST_TUNING_ROWS = 2000
 # What pandas and JSON write for a label that is missing, or came of a division by zero.
 _NO_LABEL = ("", "nan", "<na>", "inf", "+inf", "-inf", "infinity", "-infinity")
 # A whole number, as it is or as pandas writes it in a column that has missing ones.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 
 
@@ -133,7 +134,7 @@ def hold_out(
     reported = {_texts(row) for row in evaluation}
     tuning = tuple(row for row in rows[-held:] if _texts(row) not in reported)
     chosen_on = {_texts(row) for row in tuning}
-    train = tuple(row for row in rows[:-held] if _texts(row) not in chosen_on)
+    train = tuple(row for row in rows[:-held] if _texts(row) not in chosen_on | reported)
     if not tuning or not train:
         rule = "have texts in its last tenth, which rates are chosen on, that no other part has"
         got = f"{held} rows whose texts are all in " + ("the rest of it" if tuning else "the evaluation file")
@@ -237,20 +238,14 @@ def _classes(path: Path, records: Sequence[Record]) -> tuple[str, ...]:
                 "Pass --regression if they are scores, or another --label",
             )
         )
-    if odd := sorted(name for name in names if not _WHOLE.fullmatch(name)) if all(map(_is_number, names)) else []:
+    odd = sorted(name for name in names if not _WHOLE.fullmatch(name))
+    if odd and all(map(_NUMBER.fullmatch, names)):
         next_step = "Pass --regression if they are scores; give classes names that are no numbers"
         raise UsageError(must(f"The label column of {path}", "hold classes", f"numbers such as {odd[0]}", next_step))
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:
         return tuple(sorted(names))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def need_two_labels(what: object, labels: Sequence[float]) -> None:

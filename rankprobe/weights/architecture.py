@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
-from rankprobe.weights.fused import FUSED_KINDS, Rows, setting, split_rows
+from rankprobe.weights.fused import FUSED_KINDS, PARTS, Rows, setting, split_rows
 
 BLOCK_KINDS = ("q", "k", "v", "o", "up", "down", "gate")
 KINDS = (*BLOCK_KINDS, "embed", "other")
@@ -199,7 +199,9 @@ def model_config(model: nn.Module) -> dict:
     {}
     """
     config = getattr(model, "config", None)
-    return dict(config.to_dict() if hasattr(config, "to_dict") else config or {})
+    if hasattr(config, "to_dict"):
+        return dict(config.to_dict())
+    return dict(config) if isinstance(config, Mapping) else {}  # a model of one's own may keep anything there
 
 
 def max_positions(model: nn.Module) -> int | None:
@@ -285,7 +287,8 @@ def target_sites(
             missing = [k for k in kinds if k not in there]
         if missing:
             has = ", ".join(k for k in BLOCK_KINDS if k in there) or "none of them"
-            reason = next((why for s in sites if (why := why_whole(s, config))), None)
+            fused = (s for s in sites if set(PARTS.get(s.kind, ())) & set(missing))
+            reason = next((why for s in fused if (why := why_whole(s, config))), None)
             got = ",".join(missing) + (f" of a fused matrix: {reason}" if reason else "")
             next_step = "Pass some of those or a regular expression on module paths"
             raise UsageError(must("targets", f"name matrices that the model has ({has})", got, next_step))

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-FUSED_KINDS = ("qkv", "kv", "gate_up")
+# Of each fused kind, what is in it.
+PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
+FUSED_KINDS = tuple(PARTS)
 
 # One head after the other, each with its rows of q, k and v (heads, 3, head_dim).
 _INTERLEAVED = ("gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "deberta")

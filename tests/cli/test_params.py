@@ -137,3 +137,10 @@ def test_a_config_without_special_tokens_can_have_a_prefix(tmp_path, monkeypatch
     transformers.MobileBertConfig(**sizes).save_pretrained("mobile")
     rows, _ = table("--model", "mobile", "--method", "prompt", "--prefix-length", "4")
     assert rows["method_params"].tolist() == [64]
+
+
+def test_weights_that_cannot_be_read_are_said_and_counted_as_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(make_tiny("bert", "base"), "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    rows, said = table("--model", "base", "--method", "lora", "--r", "4")
+    assert rows["method_params"].tolist() == [4 * 2 * 2 * 64] and "counted as if the weights were whole" in said

@@ -105,6 +105,8 @@ def test_where_the_layout_is_not_known_all_takes_the_fused_matrix_whole_and_q_is
     assert sorted({layer.sites[0].kind for layer in layers.values()}) == ["down", "o", "qkv", "up"]
     with pytest.raises(UsageError, match="fused matrix: Falcons hold"):
         with_lora(make("falcon"), "q,v")
+    with pytest.raises(UsageError, match=r"Got gate\. Pass"):
+        with_lora(make("falcon"), "gate")
 
 
 def test_all_of_a_model_without_known_names_is_refused():

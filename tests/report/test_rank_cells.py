@@ -83,3 +83,5 @@ def test_both_sentences_have_the_studys_own_margin(tmp_path):
                          (0.06, "the margin is ±6")):  # fmt: skip
         sentences = answer(find(runs, None, published(), margin=margin))
         assert word in sentences[1], sentences[1]
+    two = answer(find(sweep(tmp_path / "two", {8: 0.8}, seeds=2), None, published(), margin=0.03))[1]
+    assert "with fewer than 3 seeds that may be their luck" in two

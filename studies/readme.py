@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "results/reproduce-paper-small"
+SMALL, SST2 = "results/reproduce-paper-small", "results/rank-sst2"
 BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
 PICTURES = (
     ("accuracy_by_r", "Accuracy against r, with full fine-tuning's band"),
@@ -83,10 +83,10 @@ def block() -> str:
     lines += [f"![{caption}]({SMALL}/figures/{name}.svg)" for name, caption in PICTURES]
     lines += [
         "",
-        "The same on SST-2 (first 8,000 training sentences, whole dev set; rates tuned on docmatch; "
-        "[study](studies/sst2/README.md), [report](results/sst2/report.md)):",
+        "The same on SST-2 (first 4,000 training sentences, whole dev set; every rate chosen from three; "
+        f"[study](studies/rank-sst2/README.md), [report]({SST2}/report.md)):",
         "",
-        *methods("results/sst2"),
+        *methods(SST2),
     ]
     return "\n".join(lines)
 

@@ -62,6 +62,10 @@ def build_report(
     """
     parts = comparisons(runs) or [[]]
     first = next((part for part in parts if any(run["run_id"] == main for run in part)), None)
+    if first is None and main is not None:
+        # That run is still to be done: where others of the only comparison on evaluation rows are, it is theirs.
+        reported = [part for part in parts if part and part[0]["spec"]["split"] != "tuning"]
+        first = reported[0] if len(reported) == 1 else None
     if first is not None:
         parts = [first, *(part for part in parts if part is not first)]
     alone = len(parts) == 1

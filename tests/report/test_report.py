@@ -274,3 +274,12 @@ def test_other_metrics_are_no_percentages(tmp_path):
         runs[1]["metrics"]["matthews"] - runs[0]["metrics"]["matthews"]
     )
     assert " % against" not in answer(found)[0]
+
+
+def test_the_report_is_about_the_main_run_before_that_one_is_done(tmp_path):
+    """Of a tuned sweep whose smaller runs end first: no folder is left that the finished report does not have."""
+    runs = [make_run(tmp_path / "runs", method="full", split="tuning"), make_run(tmp_path / "runs", r=1)]
+    build_report(runs, None, published(), tmp_path / "out", title="t", settings={}, figures=False, main="full-to-come")
+    folders = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert folders == ["all-MiniLM-L6-v2-docmatch-tuning", "tables"]
+    assert pd.read_csv(tmp_path / "out" / "tables" / "methods.csv")["r"].tolist() == [1]

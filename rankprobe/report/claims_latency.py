@@ -98,9 +98,6 @@ def _judged(claim: _Claim, table: pd.DataFrame, batch: int, length: int, publish
         # Published is GPT-2 medium on another machine: what was timed here is said beside it.
         one = found.iloc[0]
         note = f"{one['model']} with random weights, {one['dtype']} on {one['device_name']}; {note}"
-    if claim.region == _NONE_ADDED and measured is not None and measured.high < claim.region[0]:
-        # Faster than the base, which merging cannot make it: no reason to say that latency was added.
-        blind, note = True, f"{note}; faster than the base, which is the machine's doing"
     row = claim_row(
         f"{claim.claim_id}-b{batch}-l{length}",
         claim.source,

@@ -50,8 +50,7 @@ def test_a_claim_for_every_variant_and_shape_with_the_papers_figure_beside_it():
     [
         ({}, "supported", "supported"),
         ({"lora_merged": 1.06, "adapter_h": 1.01}, "contradicted", "supported"),
-        # faster than the base it cannot be: that is the machine's doing
-        ({"lora_merged": 0.94, "adapter_h": 0.97}, "inconclusive", "contradicted"),
+        ({"lora_merged": 0.94, "adapter_h": 0.97}, "contradicted", "contradicted"),
         ({"lora_merged": 1.027, "adapter_h": 1.004}, "inconclusive", "inconclusive"),
         # an interval above 1 that two copies of the base reach too is no finding
         ({"adapter_h": 1.007, "base_copy": 1.0}, "supported", "inconclusive"),

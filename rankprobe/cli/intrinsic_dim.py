@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 import click
@@ -51,7 +50,7 @@ def intrinsic_dim(
     from rankprobe.cli.show import raise_bad
     from rankprobe.cli.sweep import rates_of
     from rankprobe.experiment.intrinsic import finished_intrinsic, plan_intrinsic, run_intrinsic
-    from rankprobe.experiment.output import hold_output
+    from rankprobe.experiment.output import hold_output, marked
     from rankprobe.experiment.study import Configuration, Study
     from rankprobe.experiment.study_file import study_toml
 
@@ -70,11 +69,10 @@ def intrinsic_dim(
         click.echo(f"{what}, then bisection to a factor of {tolerance:g}")
         click.echo(f"{len(sweep.reference.runs)} runs of full fine-tuning and the head alone; {done} runs are done")
         return
-    if out is None:  # another data set, model or setting must not replace these tables
+    if out is None:
         run = sweep.reference.runs[0]
         asked = repr((sweep.methods, sweep.ds, sweep.tolerance, sweep.share, seeds, sorted(sweep.lrs.items())))
-        choice = "\n".join((study_toml(study), asked, run.task.sha256, run.source.sha256))
-        out = Path("results") / f"{study.name}-{sha256(choice.encode()).hexdigest()[:6]}"
+        out = marked(study.name, study_toml(study), asked, run.task.sha256, run.source.sha256)
     plan = {"name": f"intrinsic-dim {settings['task']}", "command": command_line(), "inputs": study.name}
     with hold_output(out, plan):
         if sweep.untuned:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,7 +126,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     from rankprobe.cli.progress import reading
     from rankprobe.cli.sweep_plan import plan_sweep
     from rankprobe.cli.work import run_studies
-    from rankprobe.experiment.output import read_plan
+    from rankprobe.experiment.output import marked, read_plan
     from rankprobe.experiment.pack_choice import choose_pack, parse_pack, settled_pack
     from rankprobe.experiment.study_file import load_studies, study_toml
 
@@ -146,12 +145,9 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
         return
     first = studies[0]
     if out is None:
-        # Of options alone, a name of its own for each choice, each data set and each model: another sweep must not
-        # replace this one's tables.
-        run = plan.now[-1].runs[0]
-        choice = "\n".join((study_toml(first), run.task.sha256, run.source.sha256))
-        mark = "" if study_file else "-" + sha256(choice.encode()).hexdigest()[:6]
-        out = Path("results") / f"sweep-{first.name}{mark}"
+        run, name = plan.now[-1].runs[0], f"sweep-{first.name}"
+        of_options = marked(name, study_toml(first), run.task.sha256, run.source.sha256)
+        out = Path("results") / name if study_file else of_options
     runs = plan.now[-1].runs
     pack = settled_pack(
         options["pack"],

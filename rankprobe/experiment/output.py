@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,15 @@ from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.store import LockedError, lock, write_atomic
 
 PLAN_FILE = "plan.json"
+
+
+def marked(name: str, *choices: str) -> Path:
+    """``results/NAME-MARK``, a folder of its own for each data set, model and setting: none replaces another's tables.
+
+    >>> marked("sweep", "r = 8", "a data set's sha256").as_posix()
+    'results/sweep-539c0d'
+    """
+    return Path("results") / f"{name}-{hashlib.sha256(chr(10).join(choices).encode()).hexdigest()[:6]}"
 
 
 def claim_output(out: Path, plan: dict) -> None:

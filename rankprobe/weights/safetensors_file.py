@@ -53,9 +53,13 @@ def describe(file: Path) -> dict[str, Stored]:
     Raises
     ------
     UsageError
-        If it is no whole safetensors file, or holds a dtype that torch cannot compute with.
+        If it is no whole safetensors file, its path is no Unicode, or it holds a dtype that torch cannot compute with.
     """
     size = check_file(file)
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # safetensors opens no other
+        raise UsageError(must(f"{file}", "have a path that is Unicode", "bytes that are none", "Rename it")) from None
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 10 or length > min(size - 8, _LONGEST_HEADER):

@@ -550,7 +550,7 @@ def test_a_name_that_is_no_unicode(bench):
     shutil.copy("train.csv", f"{name}.csv")
     assert rankprobe(*FINETUNE, "--train", f"{name}.csv").exit_code == 0
     refused(rankprobe(*FINETUNE, "--train", f"no{name}.csv"), 2, "must be a file")
-    refused(rankprobe(*FINETUNE, "--r", "3", "--model", name), 2, "is not valid UTF-8")
+    refused(rankprobe(*FINETUNE, "--r", "3", "--model", name), 2, "must have a path that is Unicode")
     assert len(list(Path("runs").glob("*/run.json"))) == 1
 
 

@@ -18,8 +18,9 @@ from rankprobe import RankCallback
 from rankprobe.errors import UsageError
 from rankprobe.methods.lora import apply_lora
 from rankprobe.training import watched
-from rankprobe.weights.architecture import model_shapes, target_sites
+from rankprobe.weights.architecture import model_shapes
 from rankprobe.weights.pretrained import find_model, load_classifier
+from rankprobe.weights.targets import target_sites
 from tests.tiny_models import make_tiny
 
 Q = "bert.encoder.layer.{}.attention.self.query.weight"

@@ -15,9 +15,10 @@ from rankprobe.experiment.cut_model import CutModel
 from rankprobe.experiment.sensitivity import Rows, Work, pattern_losses
 from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.methods.head import head_modules
-from rankprobe.weights.architecture import BLOCK_KINDS, canonical_targets, model_config, model_shapes, target_sites
+from rankprobe.weights.architecture import BLOCK_KINDS, model_config, model_shapes
 from rankprobe.weights.rank_pattern import site_path
 from rankprobe.weights.source import DEFAULT_HUB_ID, DEFAULT_MODEL
+from rankprobe.weights.targets import canonical_targets, target_sites
 from rankprobe.weights.write_adapter import adapter_config, task_type
 
 # PEFT reads a config from a folder by the second name alone.

@@ -18,8 +18,9 @@ from rankprobe.tasks.task import Example
 from rankprobe.training.batches import encode
 from rankprobe.training.block_outputs import BlockOutputs, find_blocks
 from rankprobe.training.row_losses import row_losses
-from rankprobe.weights.architecture import block_sites, model_config, model_shapes, target_sites
+from rankprobe.weights.architecture import block_sites, model_config, model_shapes
 from rankprobe.weights.run_folder import read_run, trained_weights
+from rankprobe.weights.targets import target_sites
 
 BATCH = 64
 

@@ -27,8 +27,8 @@ from rankprobe.experiment.parts import Parts
 from rankprobe.experiment.provenance import device_record, git_state, versions
 from rankprobe.experiment.store import RUN_FILE, finished, lock, write_atomic, write_table
 from rankprobe.training.latency import measure_latency
-from rankprobe.weights.architecture import canonical_targets
 from rankprobe.weights.source import ModelSource
+from rankprobe.weights.targets import canonical_targets
 
 LATENCY_FILE = "latency.csv"
 # The claims ask for 3 % and for a machine that tells apart 2 %: an A/A interval of this width is narrow enough.

@@ -19,10 +19,10 @@ from rankprobe.experiment.spec import SIZE_FIELD
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.bottleneck import is_norm
 from rankprobe.methods.head import head_parameters
-from rankprobe.weights.architecture import canonical_targets
 from rankprobe.weights.lacking import lacking
 from rankprobe.weights.model_files import one_line
 from rankprobe.weights.rank_pattern import RankPattern
+from rankprobe.weights.targets import canonical_targets
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

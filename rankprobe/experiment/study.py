@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.experiment.spec import METHODS, SIZE_FIELD, SIZES, RunSpec
-from rankprobe.weights.architecture import canonical_targets
 from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
+from rankprobe.weights.targets import canonical_targets
 
 _LORA_FIELDS = ("r", "alpha", "targets", "dropout", "rslora", "rank_pattern")
 _EXAMPLE_SIZE = {"layers": 2, "bottleneck": 16, "prefix_length": 16, "d": 1000}

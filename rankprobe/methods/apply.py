@@ -15,8 +15,9 @@ from rankprobe.methods.lora import LoRALayer, apply_lora
 from rankprobe.methods.prefix import apply_prefix, apply_prompt
 from rankprobe.methods.random_subspace import RandomSubspace
 from rankprobe.methods.top_layers import apply_top_layers
-from rankprobe.weights.architecture import model_config, model_shapes, target_sites
+from rankprobe.weights.architecture import model_config, model_shapes
 from rankprobe.weights.rank_pattern import RankPattern, ranks_by_site
+from rankprobe.weights.targets import target_sites
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def apply_lora(
     ----------
     model : nn.Module
     sites : list of WeightSite
-        From :func:`rankprobe.weights.architecture.target_sites`.
+        From :func:`rankprobe.weights.targets.target_sites`.
     r, alpha : int, float
         ``scaling = alpha / r`` (``alpha / sqrt(r)`` with rsLoRA).
     seed : int

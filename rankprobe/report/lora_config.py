@@ -13,7 +13,7 @@ import pandas as pd
 
 from rankprobe.report.comparison import lora_groups, nothing_to_lose
 from rankprobe.report.rank_answer import RankAnswer
-from rankprobe.weights.architecture import parse_targets
+from rankprobe.weights.targets import parse_targets
 
 # A layer's last name that no matrix of another kind has, so that it alone names the kind. BERT's dense and GPT-2's
 # c_proj are in attention and in the feed-forward part: where a target has such a name, modules are named one by one.

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from rankprobe.errors import UsageError, must
 from rankprobe.linalg.decompose import singular_values, svdvals_factored
 from rankprobe.methods.lora import LoRALayer
-from rankprobe.weights.architecture import WeightSite, model_config, model_shapes, target_sites
+from rankprobe.weights.architecture import WeightSite, model_config, model_shapes
 from rankprobe.weights.checkpoint import Checkpoint
 from rankprobe.weights.fused import Rows
 from rankprobe.weights.inputs import open_input
 from rankprobe.weights.matching import match
+from rankprobe.weights.targets import target_sites
 
 _PEFT_PREFIX = "base_model.model."
 # peft's starts that put a part of W0 into B @ A.
@@ -86,7 +87,7 @@ def watched_sites(model: nn.Module, targets: str, layers: Iterable[int] | None =
     model : nn.Module
         One with LoRA layers (peft's or rankprobe's own) offers the matrices these adapt, any other all of its blocks'.
     targets : str
-        As for :func:`rankprobe.weights.architecture.target_sites`.
+        As for :func:`rankprobe.weights.targets.target_sites`.
     layers : iterable of int, optional
         Blocks to keep; all of them without.
 

@@ -11,6 +11,11 @@ from rankprobe.weights.model_files import weight_files, weights_entry
 from rankprobe.weights.tensors import open_tensors
 
 
+def may_be_new(name: str) -> bool:
+    """Whether a parameter inside a model's body may be missing from its weights: a pooler, nothing else."""
+    return "pooler" in name
+
+
 def stored_names(folder: Path) -> frozenset[str] | None:
     """Names of the tensors in a model's folder, tied ones too; None where it holds a configuration alone.
 
@@ -49,8 +54,8 @@ def lacking(model: nn.Module, stored: Collection[str] | None) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     output = model.get_output_embeddings()
     if output is None:
-        inside = {name for name in names if name.startswith(f"{model.base_model_prefix}.") and "pooler" in name}
-        return set() if any("pooler" in name for name in stored) else inside
+        inside = {name for name in names if name.startswith(f"{model.base_model_prefix}.") and may_be_new(name)}
+        return set() if any(map(may_be_new, stored)) else inside
     own = {id(p) for p in output.parameters()} - {id(p) for p in model.get_input_embeddings().parameters()}
     layer = {name for name, p in model.named_parameters() if id(p) in own}
     return {name for name in layer if not any(f".{other}".endswith(f".{name}") for other in stored)}

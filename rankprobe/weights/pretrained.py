@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankprobe.errors import UsageError, must
+from rankprobe.weights.lacking import may_be_new
 from rankprobe.weights.model_files import VOCABULARY_FILES, one_line, tokenizer_files, weight_files
 from rankprobe.weights.source import ModelSource, find_model
 
@@ -242,7 +243,7 @@ def _unreadable_errors() -> tuple[type[Exception], ...]:
 
 def _refuse_missing_body(model: PreTrainedModel, missing: list[str], source: ModelSource) -> None:
     """A head, or a pooler that the checkpoint was trained without, may be new; embeddings and blocks may not."""
-    body = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
+    body = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and not may_be_new(name)]
     if body:
         got = f"{len(body)} missing or of another shape, such as {body[0]}, in {source.path}"
         next_step = "Check that config.json belongs to these weights"

@@ -21,9 +21,10 @@ from rankprobe.errors import UsageError
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.head import head_parameters
 from rankprobe.methods.lora import apply_lora, lora_deltas, unload_lora
-from rankprobe.weights.architecture import block_sites, model_shapes, target_sites
+from rankprobe.weights.architecture import block_sites, model_shapes
 from rankprobe.weights.delta import Delta
 from rankprobe.weights.pretrained import find_model, load_classifier
+from rankprobe.weights.targets import target_sites
 from tests.tiny_models import make_tiny
 
 HEAD = {"classifier.weight"}

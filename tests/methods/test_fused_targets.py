@@ -12,7 +12,8 @@ from rankprobe.methods.apply import apply_method
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import load_lora, lora_deltas, save_lora
 from rankprobe.weights.adapter import load_adapter
-from rankprobe.weights.architecture import model_config, model_shapes, target_sites
+from rankprobe.weights.architecture import model_config, model_shapes
+from rankprobe.weights.targets import target_sites
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,

@@ -10,8 +10,9 @@ from rankprobe.errors import UsageError
 from rankprobe.methods.head import freeze_all_but, head_parameters
 from rankprobe.methods.lora import apply_lora, load_lora, lora_deltas, lora_layers, save_lora, unload_lora
 from rankprobe.weights.adapter import load_adapter
-from rankprobe.weights.architecture import model_shapes, target_sites
+from rankprobe.weights.architecture import model_shapes
 from rankprobe.weights.pretrained import find_model, load_classifier
+from rankprobe.weights.targets import target_sites
 from tests.tiny_models import KINDS, make_tiny
 
 TEXTS = ["the cat sat", "a dog ran over the hill", "one"]

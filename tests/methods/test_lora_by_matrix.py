@@ -11,9 +11,10 @@ from rankprobe.errors import UsageError
 from rankprobe.methods.head import freeze_all_but
 from rankprobe.methods.lora import apply_lora, load_lora, lora_deltas, save_lora
 from rankprobe.weights.adapter import load_adapter
-from rankprobe.weights.architecture import model_shapes, target_sites
+from rankprobe.weights.architecture import model_shapes
 from rankprobe.weights.pretrained import find_model, load_classifier
 from rankprobe.weights.rank_pattern import canonical_pattern, ranks_by_site, site_path
+from rankprobe.weights.targets import target_sites
 from tests.methods.test_lora import logits, perturb, tiny  # noqa: F401
 
 ALPHA, R = 6.0, 4

@@ -7,8 +7,9 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from rankprobe.weights.architecture import kind_of, layer_of, model_shapes, target_sites, weight_sites, why_whole
+from rankprobe.weights.architecture import kind_of, layer_of, model_shapes, weight_sites, why_whole
 from rankprobe.weights.fused import FUSED_KINDS, Rows
+from rankprobe.weights.targets import target_sites
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 48, "max_position_embeddings": 32}

@@ -14,7 +14,7 @@ from rankprobe.cli import options as o
 @o.runs_option
 def report(folder: Path, runs: Path) -> None:
     """Write DIR's tables, pictures and report again, from the runs that its plan names."""
-    from rankprobe.cli.work import render
+    from rankprobe.cli.render import render
     from rankprobe.errors import UsageError, must
     from rankprobe.experiment.output import study_plan
     from rankprobe.experiment.store import finished

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import click
-import pandas as pd
 
 from rankprobe.cli.command import as_typed, command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
+from rankprobe.cli.render import Renewal, render
 from rankprobe.cli.show import raise_bad
 from rankprobe.cli.tracking import track_run
 from rankprobe.errors import UsageError, must
@@ -20,22 +21,14 @@ from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
-from rankprobe.experiment.pairs import read_pairs
 from rankprobe.experiment.pieces import Unmeasured
-from rankprobe.experiment.store import LockedError, finished, load_runs, read_latency, read_record
+from rankprobe.experiment.store import LockedError, finished, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
-from rankprobe.paper.parameter_counts import paper_parameter_counts
-from rankprobe.paper.published import published
-from rankprobe.report.equivalence import MARGIN
-from rankprobe.report.findings import Measured
-from rankprobe.report.intrinsic import curve_table, dimensions_table
-from rankprobe.report.report import build_report
-from rankprobe.report.table1 import table_1
 
 # Pictures and pages are for people, who look now and then.
 _PAGES_EVERY_S = 60.0
-# Between two renewals lies this many times what one takes.
-_REST = 20.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -185,13 +178,9 @@ def run_studies(
                     measure_latency = not _latency(latency, observer, stop)
             for extra in extras:
                 if extra.after == number:
-                    try:
-                        for _ in extra.run(observer, stop, executor):
-                            claim_output(out, plan)  # an extra's entry may have grown
-                            renew()
-                    except LockedError as error:  # another process measures it: no reason to leave the rest undone
-                        observer.say(f"rankprobe: {error}")
-                        unmeasured.append(error)
+                    for _ in _unless(extra.run(observer, stop, executor), unmeasured):
+                        claim_output(out, plan)  # an extra's entry may have grown
+                        renew()
             if not todo and then is not None and not stop():
                 render(out, plan, runs_folder, figures=False)  # where no rate can be chosen, the tables say why
                 todo, then, keep = list(then()), None, keep_weights
@@ -215,37 +204,12 @@ def run_studies(
         raise unmeasured[0]
 
 
-def _unless(work: Iterator[dict], unmeasured: list[Unmeasured]) -> Iterator[dict]:
-    """The records of some work; a functional rank that could not be measured is set aside, and is no reason to stop."""
+def _unless(work: Iterator[T], unmeasured: list[Unmeasured | LockedError]) -> Iterator[T]:
+    """What some work yields; that it could not be measured, or is being measured elsewhere, is no reason to stop."""
     try:
         yield from work
-    except Unmeasured as error:
+    except (Unmeasured, LockedError) as error:
         unmeasured.append(error)
-
-
-class Renewal:
-    """When files that a reader may look at are due to be written again: at most a twentieth of the time goes into it.
-
-    Parameters
-    ----------
-    least_s : float
-        Not more often than this.
-    """
-
-    def __init__(self, *, least_s: float = 0.0) -> None:
-        self._least, self._began = least_s, 0.0
-        self._next = time.monotonic() + least_s
-
-    def due(self) -> bool:
-        """Whether it is time."""
-        return time.monotonic() >= self._next
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        now = time.monotonic()
-        self._next = now + max(self._least, _REST * (now - self._began))
 
 
 def _named(studies: Sequence[PlannedStudy]) -> dict[str, list[str]]:
@@ -271,36 +235,6 @@ def _first_round_and_rest(study: PlannedStudy) -> list[PlannedStudy]:
     first, *rest = study.rounds() or [study]
     left = tuple(run for round_ in rest for run in round_.runs)
     return [first, replace(study, runs=left, truncate=())] if left else [first]
-
-
-def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> None:
-    """Write tables (and pictures and pages) from the finished runs that a plan names."""
-    runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
-    latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
-    settings = {"command": plan["command"]} | ({"learning rates": plan["note"]} if plan.get("note") else {})
-    build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures,
-                 more=measured(plan, runs_folder, counts=figures), main=plan.get("main"),
-                 margin=plan.get("margin", MARGIN))  # fmt: skip
-
-
-def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
-    """What a plan measured beside trainings; None where it is a sweep's, which has no such part.
-
-    ``counts``: the paper's parameter counts beside ours too, which take half a minute to count.
-    """
-    if not plan.get("paper", plan.get("main")):  # plans of earlier versions have a main run where they are the paper's
-        return None
-    counts = paper_parameter_counts() if counts else pd.DataFrame()
-    pairs = {name: runs_folder / run_id for name, run_id in (plan.get("pairs") or {}).items()}
-    table1 = read_latency(runs_folder / plan["table1"]) if plan.get("table1") else None
-    subspaces = load_runs(runs_folder / run_id for run_id in plan.get("intrinsic") or [])
-    return Measured(
-        table1=pd.DataFrame() if table1 is None else table_1(table1, published()),
-        pairs=read_pairs(pairs),
-        intrinsic=dimensions_table(subspaces),
-        intrinsic_curve=curve_table(subspaces),
-        parameter_counts=counts,
-    )
 
 
 def _latency(plan: LatencyPlan | None, observer: TerminalObserver, stop: Callable[[], bool]) -> bool:

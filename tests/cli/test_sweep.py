@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 
 from rankprobe.cli import progress, work
+from rankprobe.experiment.latency import execute_latency, plan_latency
 from rankprobe.experiment.live import LiveFile, read_live
+from rankprobe.experiment.store import LockedError, lock
 from rankprobe.experiment.study_file import load_study
+from rankprobe.weights.source import find_model
 from tests.cli.lab import COMPUTE, FILES, SMALL, SWEEP, csv, furnish, rankprobe, refused, texts
 
 TUNED = ("sweep", "--model", "base", *FILES, *COMPUTE, *SMALL, "--lr", "full=1e-3", "--lr", "lora=4e-3", "--lr",
@@ -272,3 +275,19 @@ def test_status_says_where_there_is_no_store(tuned, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     said = rankprobe("status", folder / "out").stdout
     assert "0 of 20 runs are done" in said and "There is no run store runs here: pass the sweep's own" in said
+
+
+def test_what_another_process_measures_is_set_aside_and_said_at_the_end(tmp_path, bench):
+    plan = plan_latency(find_model("base"), tmp_path / "runs", r=2, targets="q,v", shapes=((1, 8),), budget_s=0.1,
+                        dtype="float32", device="cpu", threads=1)  # fmt: skip
+    observer, aside = progress.TerminalObserver(1), []
+    with lock(plan.folder):
+        assert work._latency(plan, observer, lambda: False) is False
+
+        def table1():
+            yield "a renewal"
+            execute_latency(plan)
+
+        assert list(work._unless(table1(), aside)) == ["a renewal"]
+    assert [type(error) for error in aside] == [LockedError] and "be used by one process at a time" in str(aside[0])
+    assert work._latency(plan, observer, lambda: False) is True

@@ -72,19 +72,24 @@ def fused_note(run: dict) -> str:
     run : dict
         As for :func:`lora_config`.
     """
-    fused = [module for module, count in _parts(run).items() if count > 1]
+    targets = run["spec"]["targets"]
+    fused = [name for name in _names(run) if "[" in name and parse_targets(targets) is not None]
     if not fused:
         return ""
-    return (f"PEFT adapts {fused[0].rpartition('.')[2]}, where several of {run['spec']['targets']} are fused, as one "
-            f"matrix: its r is theirs together, and it trains more parameters than the runs above did.")
+    module = fused[0].partition("[")[0].removesuffix(".weight").rpartition(".")[2]
+    return (f"PEFT adapts {module}, which holds more than one of q, k and v, or of gate and up, as one matrix: its r is "
+            f"that of {targets} in it together, and it trains more parameters than the runs above did.")
 
 
 def _parts(run: dict) -> dict[str, int]:
     """How many pairs of factors of the run's r each adapted module has: of a fused one, one for each part."""
-    names = pd.read_csv(Path(run["path"]) / "ranks.csv")["name"]
-    counts = Counter(name.partition("[")[0].removesuffix(".weight") for name in names)
+    counts = Counter(name.partition("[")[0].removesuffix(".weight") for name in _names(run))
     # A regular expression takes a fused matrix whole: one pair, whose update is measured in parts.
     return dict(counts) if parse_targets(run["spec"]["targets"]) is not None else dict.fromkeys(counts, 1)
+
+
+def _names(run: dict) -> list[str]:
+    return pd.read_csv(Path(run["path"]) / "ranks.csv")["name"].tolist()
 
 
 def _alpha(spec: dict, parts: int) -> float | int:

@@ -77,8 +77,8 @@ def fused_note(run: dict) -> str:
     if not fused:
         return ""
     module = fused[0].partition("[")[0].removesuffix(".weight").rpartition(".")[2]
-    return (f"PEFT adapts {module}, which holds more than one of q, k and v, or of gate and up, as one matrix: its r is "
-            f"that of {targets} in it together, and it trains more parameters than the runs above did.")
+    return (f"PEFT adapts {module}, which holds more than one of q, k and v, or of gate and up, as one matrix: its r "
+            f"is that of {targets} in it together, and it trains more parameters than the runs above did.")
 
 
 def _parts(run: dict) -> dict[str, int]:

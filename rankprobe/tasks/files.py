@@ -20,8 +20,8 @@ _FEW_CLASSES = 20
 _MOST_TUNING_ROWS = 2000
 # What pandas and JSON write for a label that is missing, or came of a division by zero.
 _NO_LABEL = ("", "nan", "<na>", "inf", "+inf", "-inf", "infinity", "-infinity")
-# A whole number, as it is or as pandas writes it in a column that has missing ones.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+# A whole number, as it is or as pandas writes it in a column that has missing ones.
 _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 
@@ -26,7 +27,7 @@ def no_pictures() -> None:
     """Tables only."""
     import rankprobe.report.report
 
-    rankprobe.report.report.write_pages = lambda *args, **kwargs: None
+    mock.patch.object(rankprobe.report.report, "write_pages", lambda *args, **kwargs: None).start()
 
 
 def finished_records(folder):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from rankprobe.experiment.output import hold_output
-from rankprobe.experiment.store import lock
+from rankprobe.experiment.store import LockedError, lock
 from tests.cli.crashes import CONFIGURED, finished_records, no_pictures, results_of, wait_for
 from tests.cli.lab import SWEEP, assert_one_line, rankprobe, refused
 
@@ -46,6 +46,15 @@ def gone(pids: set[int]) -> bool:
     return True
 
 
+def free(folder: Path) -> bool:
+    """Whether nobody holds a run folder."""
+    try:
+        with lock(folder):
+            return True
+    except LockedError:
+        return False
+
+
 def assert_undisturbed(folder: Path, undisturbed) -> None:
     files, tables = results_of(folder)
     assert files == undisturbed[0], "predictions, ranks, spectra and functional ranks are the same bytes"
@@ -62,9 +71,8 @@ def test_a_sweep_of_two_workers_killed_in_the_middle_goes_on_with_the_same_resul
     os.kill(child.pid, signal.SIGKILL)
     before = finished_records(bench)
     wait_for(lambda: gone(workers | holders(bench)), 60)  # one may have taken its lock after the others
-    for folder in bench.glob("runs/*"):
-        with lock(folder):
-            pass
+    # A process is a zombie when its first thread ends; what it has open is closed when its last one does.
+    wait_for(lambda: all(map(free, bench.glob("runs/*"))), 60)
     child.join(10)
     before |= finished_records(bench)
     again = children(bench, (*CONFIGURED, *JOBS), no_pictures)

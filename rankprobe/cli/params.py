@@ -58,7 +58,8 @@ def params(
         return
     from rankprobe.cli.show import print_table
     from rankprobe.errors import UsageError
-    from rankprobe.experiment.parameters import parameter_table
+    from rankprobe.experiment.fit import unadapted_note
+    from rankprobe.experiment.parameters import meta_model, parameter_table
     from rankprobe.experiment.spec import SIZE_FIELD
     from rankprobe.paper.architectures import PAPER_MODELS, paper_config, paper_problem
     from rankprobe.weights.pretrained import config_folder, load_config
@@ -84,6 +85,8 @@ def params(
         raise UsageError(table.attrs["left_out"][0].partition(": ")[2])
     for reason in table.attrs["left_out"]:
         click.echo(f"rankprobe: left out: {reason}", err=True)
+    if note := unadapted_note(meta_model(config, problem, labels)):
+        click.echo(f"rankprobe: warning: {note}", err=True)
     if form == "csv":
         click.echo(table.to_csv(index=False), nl=False)
         return

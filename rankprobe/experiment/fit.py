@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -11,7 +12,7 @@ from rankprobe.experiment.parameters import Setting, count, meta_model
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.spec import RunSpec
 from rankprobe.methods.prefix import check_prefix
-from rankprobe.weights.architecture import max_positions
+from rankprobe.weights.architecture import beyond_matrices, max_positions
 from rankprobe.weights.lacking import stored_names
 from rankprobe.weights.pretrained import load_config
 from rankprobe.weights.source import ModelSource
@@ -29,6 +30,11 @@ def check_fit(
     problem, num_labels
         As in :func:`meta_model`.
 
+    Warns
+    -----
+    UserWarning
+        Where full fine-tuning trains weights in the blocks that are no matrices, which nothing else here does.
+
     Raises
     ------
     UsageError
@@ -37,8 +43,12 @@ def check_fit(
     """
     config, stored = load_config(str(source.path)), stored_names(source.path)
     model = meta_model(config, problem, num_labels)
+    note = unadapted_note(model)
     seen = set()
     for spec in specs:
+        if note and spec.method in ("full", "lora"):
+            warnings.warn(note, stacklevel=2)
+            note = None
         check_length(spec.max_length, model, "max_length")
         if spec.prefix_length is not None:
             check_prefix(model, spec.prefix_length, spec.max_length)
@@ -46,6 +56,15 @@ def check_fit(
         if setting not in seen:
             seen.add(setting)
             count(config, setting, problem=problem, num_labels=num_labels, stored=stored)
+
+
+def unadapted_note(model: torch.nn.Module) -> str | None:
+    """A sentence for people where a part of the blocks is beyond LoRA, dW's ranks and cuts; None elsewhere."""
+    beyond = beyond_matrices({name: p.shape for name, p in model.named_parameters()})
+    return beyond and (
+        f"{beyond} have three dimensions or more. Full fine-tuning trains them; LoRA here, a run's ranks of dW and its "
+        "cuts leave them out"
+    )
 
 
 def check_length(length: int, model: torch.nn.Module, what: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
@@ -159,6 +160,32 @@ def weight_sites(
         else:
             sites.append(WeightSite(name, layer, kind, (m, n), transposed))
     return sites
+
+
+def beyond_matrices(shapes: Mapping[str, Iterable[int]]) -> str | None:
+    """What the blocks hold in weights of three dimensions or more, which are no sites; None where nothing.
+
+    Such are the experts of Mixtral and its like in transformers 5: one parameter (experts, out, in).
+
+    Parameters
+    ----------
+    shapes : mapping of str to shape
+        The model's parameters.
+
+    Returns
+    -------
+    str or None
+        ``model.layers.N.mlp.experts.down_proj, model.layers.N.mlp.experts.gate_up_proj (83 % of the weights in the
+        blocks)``.
+    """
+    sizes = {name: tuple(shape) for name, shape in shapes.items() if layer_of(name) is not None}
+    beyond = [name for name, shape in sizes.items() if len(shape) > 2]
+    if not beyond:
+        return None
+    share = sum(prod(sizes[name]) for name in beyond) / sum(map(prod, sizes.values()))
+    kinds = sorted({_LAYER.sub(".N.", name, count=1) for name in beyond})
+    more = f" and {len(kinds) - 3} more" if len(kinds) > 3 else ""
+    return f"{', '.join(kinds[:3])}{more} ({100 * share:.2g} % of the weights in the blocks)"
 
 
 def why_whole(site: WeightSite, config: Mapping | None = None) -> str | None:

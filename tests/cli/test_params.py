@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import peft
 import pytest
 import transformers
 
 from rankprobe.cli.options import METHODS
+from rankprobe.experiment.parameters import meta_language_model
 from tests.cli.lab import rankprobe, refused
 from tests.tiny_models import make_tiny
 
@@ -144,3 +146,19 @@ def test_weights_that_cannot_be_read_are_said_and_counted_as_whole(tmp_path, mon
     Path(make_tiny("bert", "base"), "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     rows, said = table("--model", "base", "--method", "lora", "--r", "4")
     assert rows["method_params"].tolist() == [4 * 2 * 2 * 64] and "counted as if the weights were whole" in said
+
+
+def test_experts_that_no_lora_adapts_are_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": 40}  # fmt: skip
+    config = transformers.MixtralConfig(**sizes)
+    config.save_pretrained("mixtral")
+    rows, said = table("--model", "mixtral", "--task-type", "lm", "--method", "lora", "--targets", "all", "--r", "2")
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = peft.LoraConfig(r=2, target_modules=modules, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(meta_language_model(config), lora)
+    assert rows["method_params"].tolist() == [sum(p.numel() for p in adapted.parameters() if p.requires_grad)]
+    assert "mlp.experts.gate_up_proj" in said and "three dimensions or more" in said and said.count("warning") == 1
+    make_tiny("llama", "llama")
+    assert "dimensions" not in table("--model", "llama", "--method", "lora", "--r", "2")[1]

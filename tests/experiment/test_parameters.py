@@ -257,3 +257,13 @@ def test_sizes_that_make_no_model_are_told_from_a_head_that_is_not_there(change)
         meta_classifier(config)
     with pytest.raises(UsageError, match="model must have a sequence-classification head"):
         meta_classifier(transformers.ViTConfig())
+
+
+@pytest.mark.parametrize(("method", "said"), [("full", 1), ("lora", 1), ("head", 0)])
+def test_that_the_sides_of_a_comparison_train_different_parts_is_said_once(tmp_path, recwarn, method, said):
+    config = transformers.MixtralConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, vocab_size=20,
+                                        num_attention_heads=2, num_key_value_heads=1, num_local_experts=2)  # fmt: skip
+    transformers.MixtralForSequenceClassification(config).save_pretrained(tmp_path)
+    planned = specs(tmp_path, method=method, **({"r": 1, "targets": "all"} if method == "lora" else {}))
+    check_fit([*planned, *planned], SimpleNamespace(path=tmp_path))
+    assert sum("experts.gate_up_proj" in str(w.message) for w in recwarn) == said

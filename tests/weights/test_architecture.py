@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from rankprobe.weights.architecture import kind_of, layer_of, model_shapes, weight_sites, why_whole
+from rankprobe.weights.architecture import beyond_matrices, kind_of, layer_of, model_shapes, weight_sites, why_whole
 from rankprobe.weights.fused import FUSED_KINDS, Rows
 from rankprobe.weights.targets import target_sites
 
@@ -250,3 +250,12 @@ def test_rows_of_one_run_are_a_view_and_those_of_every_head_a_copy():
     heads.view(M).copy_(heads.shaped(torch.zeros(4, 2)))
     assert M[1::3].abs().max() == 0 and torch.equal(M[::3, 0], torch.tensor([0.0, 6, 12, 18]))
     assert torch.equal(heads.view(M.T, -1).flatten(1), M.T[:, 1::3])
+
+
+def test_what_is_beyond_matrices_is_named_with_its_share():
+    shapes = {"model.embed_tokens.weight": (10, 4), "model.layers.0.self_attn.q_proj.weight": (4, 4),
+              "model.layers.0.norm.weight": (4,), "model.layers.0.mlp.experts.down_proj": (2, 4, 5),
+              "model.layers.1.mlp.experts.down_proj": (2, 4, 5), "conv.weight": (9, 9, 9)}  # fmt: skip
+    assert beyond_matrices(shapes) == "model.layers.N.mlp.experts.down_proj (80 % of the weights in the blocks)"
+    del shapes["model.layers.0.mlp.experts.down_proj"], shapes["model.layers.1.mlp.experts.down_proj"]
+    assert beyond_matrices(shapes) is None

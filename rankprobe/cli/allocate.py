@@ -45,6 +45,7 @@ def allocate(
     """
     from dataclasses import replace
 
+    from rankprobe.analysis.sensitivity import Z
     from rankprobe.cli.allocate_work import open_run, print_allocation
     from rankprobe.cli.command import command_line
     from rankprobe.cli.progress import TerminalObserver
@@ -52,7 +53,7 @@ def allocate(
     from rankprobe.experiment.allocation import allocate_ranks, uniform_size, write_allocation
     from rankprobe.experiment.cut_model import CutModel
     from rankprobe.experiment.output import claim_output
-    from rankprobe.experiment.sensitivity import batches_left, estimate_s, measure, plan_work
+    from rankprobe.experiment.sensitivity import batches_left, estimate_s, measure, plan_work, worth
     from rankprobe.experiment.store import lock, write_table
 
     if (budget is None) == (budget_r is None):
@@ -82,6 +83,11 @@ def allocate(
     if rows.trained_on:
         click.echo(f"rankprobe: warning: {opened.run_id} was trained on {rows.trained_on:,} of these rows: what it "
                    "learned by heart counts as sensitivity.", err=True)  # fmt: skip
+    growth, se = worth(cut, work)
+    if growth < Z * se:
+        click.echo(f"rankprobe: warning: without all that {opened.run_id} learned in these matrices its loss grows by "
+                   f"{growth:.2g} ± {se:.2g} (s.e.) on {len(work.chunks[0])} rows: no more than noise. So is what "
+                   "single matrices are worth: choose a run that has learned the task.", err=True)  # fmt: skip
     if dry_run:
         return
     observer = TerminalObserver(batches_left(work))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rankprobe.experiment.live import LiveFile
+from rankprobe.experiment.outcome import learned_nothing
 
 _PLAIN_EVERY_S = 30.0
 
@@ -173,6 +174,8 @@ def say_record(observer: TerminalObserver, record: dict, *, again: bool) -> None
         line = "functional rank measured"
     elif record["status"] == "ok":
         line = f"{metric} {record['metrics'][metric]:.4f}, {record['timings']['train_time_s']:.0f} s of training"
+        if learned_nothing(record):
+            line += f"; not shown to be better than the commonest class ({record['task']['majority']:.4f})"
     else:
         line = f"{record['status']}: {record['error']}"
     observer.say(f"{record['run_id']}: {line}")

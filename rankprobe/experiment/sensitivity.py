@@ -133,6 +133,20 @@ def estimate_s(cut: CutModel, work: Work) -> float:
     return forward * count * (1 + sum(cut.share_computed(name) for name, _ in work.cuts))
 
 
+def worth(cut: CutModel, work: Work) -> tuple[float, float]:
+    """Growth of the loss when nothing is kept of all updates at once, and its standard error, on the first chunk.
+
+    A run whose updates are worth no more than noise has learned nothing that these rows show: what single matrices of
+    it are worth, then, is noise too.
+    """
+    examples = work.chunks[0]
+    rows, labels = cut.encode(examples), [e.label for e in examples]
+    whole = cut.losses(rows, labels)
+    with cut.cut({update.site.name: 0 for update in cut.updates}):
+        growth = cut.losses(rows, labels) - whole
+    return float(growth.mean()), float(growth.std(ddof=1) / np.sqrt(len(growth)))
+
+
 def measure(
     cut: CutModel,
     work: Work,

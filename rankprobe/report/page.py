@@ -18,6 +18,7 @@ from rankprobe.report.page_tables import (
     cost_cells,
     functional_cells,
     latency_cells,
+    learned_nothing_text,
     provenance_cells,
     ranks_cells,
 )
@@ -84,7 +85,12 @@ def make_page(findings: Findings, pictures: list[Picture], *, title: str, settin
         Section("Claims", [claims_cells(findings)]),
         Section(
             "What r is needed",
-            blocks(*answer_blocks(findings), picture("accuracy_by_r"), configurations_cells(findings)),
+            blocks(
+                *answer_blocks(findings),
+                picture("accuracy_by_r"),
+                configurations_cells(findings),
+                learned_nothing_text(findings),
+            ),
         ),
         *_predicted(findings, by_name),
         Section(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rankprobe.analysis.sensitivity import Z
 from rankprobe.experiment.store import load_runs, write_table
 from rankprobe.report.comparison import configurations, difference, finished_ok, mean_score
 from rankprobe.weights.rank_pattern import canonical_pattern
@@ -46,6 +47,8 @@ def main() -> None:
         folder = out / "allocation"  # one folder: the second budget takes what was measured for the first
         rows = 128 if options.smoke else options.rows
         rankprobe("allocate", source, "--budget-r", str(r), "--rows", str(rows), "--out", str(folder), *place)
+        if not options.smoke:
+            require_gain(folder / "check.csv")
         for kind, name in KINDS.items():
             shutil.copy(folder / name, study / "patterns" / f"qv-r{r}-{kind}.json")
         kept = out / f"allocation-r{r}"
@@ -64,6 +67,14 @@ def rankprobe(*arguments: str) -> None:
     """Run a command; what is finished it does not do again."""
     print("rankprobe", *arguments, flush=True)
     subprocess.run([sys.executable, "-m", "rankprobe.cli.main", *arguments], check=True)
+
+
+def require_gain(check: Path) -> None:
+    """End here where the source run's updates are worth no more than noise: so would be the ranks."""
+    nothing = pd.read_csv(check).set_index("pattern").loc["nothing kept"]
+    if nothing["increase"] < Z * nothing["se"]:
+        sys.exit(f"The source run has learned nothing: without its updates the loss grows by {nothing['increase']:.2g} "
+                 f"± {nothing['se']:.2g} (s.e.). Give source.toml another seed.")  # fmt: skip
 
 
 def verdicts(sweep: Path, store: Path, patterns: Path) -> pd.DataFrame:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from rankprobe.analysis.compare import compare
 from rankprobe.analysis.extract import Extraction
 from rankprobe.analysis.extract import extract as extract_pairing
-from rankprobe.analysis.spectrum import ENERGY_SHARES, spectrum_of
+from rankprobe.analysis.rank_columns import ENERGY_SHARES
+from rankprobe.analysis.spectrum import spectrum_of
 from rankprobe.errors import UsageError, must
 from rankprobe.weights.inputs import base_of, open_input
 from rankprobe.weights.pair import Matrix, Pairing, pair

@@ -1,5 +1,6 @@
 """The README says what results/ says, its commands exist with the options shown, and its Python runs."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from rankprobe.cli.main import main
+from rankprobe.experiment.output import claim_output
+from rankprobe.experiment.store import files_of
+from tests.report.synthetic import make_run
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,3 +80,18 @@ def test_help_is_quick_enough_not_to_have_imported_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert out.endswith("[]\n")
+
+
+def test_a_report_is_made_without_torch(tmp_path):
+    """It takes more than a second to import, and all that a report needs is in files."""
+    runs = [make_run(tmp_path / "runs", method="full", n=40), make_run(tmp_path / "runs", r=4, n=40)]
+    for run in runs:
+        path = tmp_path / "runs" / run["run_id"] / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files_of(path.parent), "weights_kept": False}))
+    claim_output(tmp_path / "out", {"name": "t", "title": "t", "command": "t", "runs": [r["run_id"] for r in runs]})
+    code = (
+        "import sys; from rankprobe.cli.main import main\n"
+        "try: main(['report', 'out'])\nexcept SystemExit as end: print(end.code)\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.endswith("report.html\n0\nFalse\n"), done.stderr

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rankprobe.analysis.spectrum import INTEGERS, NOISE_RANKS
+from rankprobe.analysis.rank_columns import INTEGERS, NOISE_RANKS
 
 # Kinds of a block's matrices, as data flow through it.
 KINDS = ("q", "k", "v", "qkv", "kv", "o", "gate", "up", "gate_up", "down")

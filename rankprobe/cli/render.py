@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rankprobe.experiment.pairs import read_pairs
+from rankprobe.experiment.pair_files import read_pairs
 from rankprobe.experiment.store import load_runs, read_latency
-from rankprobe.paper.parameter_counts import paper_parameter_counts
 from rankprobe.paper.published import published
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Measured
@@ -63,7 +62,11 @@ def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
     """
     if not plan.get("paper", plan.get("main")):  # plans of earlier versions have a main run where they are the paper's
         return None
-    counts = paper_parameter_counts() if counts else pd.DataFrame()
+    parameter_counts = pd.DataFrame()
+    if counts:
+        from rankprobe.paper.parameter_counts import paper_parameter_counts  # torch
+
+        parameter_counts = paper_parameter_counts()
     pairs = {name: runs_folder / run_id for name, run_id in (plan.get("pairs") or {}).items()}
     table1 = read_latency(runs_folder / plan["table1"]) if plan.get("table1") else None
     subspaces = load_runs(runs_folder / run_id for run_id in plan.get("intrinsic") or [])
@@ -72,5 +75,5 @@ def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:
         pairs=read_pairs(pairs),
         intrinsic=dimensions_table(subspaces),
         intrinsic_curve=curve_table(subspaces),
-        parameter_counts=counts,
+        parameter_counts=parameter_counts,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankprobe.analysis.spectrum import energy_column
+from rankprobe.analysis.rank_columns import energy_column
 from rankprobe.analysis.spectrum_tables import read_ranks
 from rankprobe.cli.spectrum_tables import print_ranks
 from rankprobe.errors import UsageError, must

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pandas as pd
 
-from rankprobe.analysis.spectrum import energy_column
+from rankprobe.analysis.rank_columns import energy_column
 from rankprobe.analysis.spectrum_tables import medians, swallowed
 from rankprobe.cli.show import print_table
 from rankprobe.report.spectrum_words import change_words, storage_words

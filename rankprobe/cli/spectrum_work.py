@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from rankprobe.analysis.spectrum import ENERGY_SHARES
+from rankprobe.analysis.rank_columns import ENERGY_SHARES
 from rankprobe.cli.command import command_line
 from rankprobe.cli.progress import TerminalObserver
 from rankprobe.errors import UsageError, WorkError, must

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +13,11 @@ import pandas as pd
 from rankprobe.analysis.compare import compare
 from rankprobe.errors import WorkError, must
 from rankprobe.experiment.observer import Observer, Silent
+from rankprobe.experiment.pair_files import TABLES, read_pair
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import git_state, versions
 from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, write_atomic, write_table
 
-# Attributes of a Comparison by the file that each is kept in.
-TABLES = {
-    "compare": "matrices",
-    "overlap": "overlap",
-    "amplification": "amplification",
-    "intruders": "intruders",
-}
 # Of these a row is about one side: which run that is stands beside it.
 _BY_SIDE = ("amplification", "intruders")
 
@@ -134,18 +127,6 @@ def execute_pair(plan: PairPlan, *, observer: Observer | None = None) -> dict[st
         }
         write_atomic(plan.folder / RUN_FILE, json.dumps(record, indent=1) + "\n")
     return read_pair(plan.folder)
-
-
-def read_pair(folder: Path) -> dict[str, pd.DataFrame] | None:
-    """A finished comparison's tables; None where there is none."""
-    if not finished(folder):
-        return None
-    return {key: pd.read_csv(Path(folder) / f"{key}.csv") for key in TABLES}
-
-
-def read_pairs(folders: Mapping[str, Path]) -> dict[str, dict[str, pd.DataFrame]]:
-    """Those of some comparisons that are finished, by their names."""
-    return {name: found for name, folder in folders.items() if (found := read_pair(folder)) is not None}
 
 
 def _with_runs(table: pd.DataFrame, plan: PairPlan) -> pd.DataFrame:

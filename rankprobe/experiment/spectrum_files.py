@@ -16,7 +16,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rankprobe.analysis.spectrum import ENERGY_SHARES, columns, measure
+from rankprobe.analysis.rank_columns import ENERGY_SHARES, columns
+from rankprobe.analysis.spectrum import measure
 from rankprobe.errors import WorkError, must
 from rankprobe.weights.pairing import Matrix, Pairing, Vector
 

@@ -20,6 +20,7 @@ from rankprobe.weights.adapter import Adapter, Factors, save_adapter, scaling_of
 from rankprobe.weights.architecture import WeightSite, model_config, model_shapes, weight_sites
 from rankprobe.weights.delta import Delta
 from rankprobe.weights.fused import FUSED_KINDS
+from rankprobe.weights.rank_pattern import factor_shapes
 from rankprobe.weights.write_adapter import task_type
 
 
@@ -72,12 +73,10 @@ class LoRALayer(nn.Module):
         base.requires_grad_(False)
         # The base may be held in half precision for speed; the factors are what is trained and stay float32.
         bound = 1 / math.sqrt(sites[0].shape[1])
-        A = [torch.empty(k, s.shape[1]).uniform_(-bound, bound, generator=generator)
-             for s, k in zip(sites, self.rs, strict=True)]  # fmt: skip
+        B_shapes, A_shapes = zip(*(factor_shapes(s.shape, k) for s, k in zip(sites, self.rs, strict=True)), strict=True)
+        A = [torch.empty(shape).uniform_(-bound, bound, generator=generator) for shape in A_shapes]
         self.A = nn.ParameterList(a.to(base.weight.device) for a in A)
-        self.B = nn.ParameterList(
-            torch.zeros(s.shape[0], k, device=base.weight.device) for s, k in zip(sites, self.rs, strict=True)
-        )
+        self.B = nn.ParameterList(torch.zeros(shape, device=base.weight.device) for shape in B_shapes)
         self._W0: Tensor | None = None
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -9,9 +11,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from rankprobe.analysis.compare_tables import Comparison
 from rankprobe.analysis.spectrum_tables import KINDS
 from rankprobe.report.style import BLUE, GREY, ORANGE, WIDTH_IN, Picture, style
+
+if TYPE_CHECKING:  # what compares needs torch, what draws does not
+    from rankprobe.analysis.compare_tables import Comparison
 
 _CHANCE = "#c9c9c9"
 _GRIDS, _LAYER_PANELS = 4, 6

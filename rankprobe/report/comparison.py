@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,12 +77,15 @@ def one_comparison(runs: list[dict]) -> list[dict]:
 def configurations(runs: list[dict]) -> list[list[dict]]:
     """One comparison by configuration: full first, LoRA by targets and r, head only last; by seed inside."""
     groups: dict[tuple, list[dict]] = {}
-    fields = dict.fromkeys(name for run in runs for name in run["spec"] if name not in (*EQUAL_FIELDS, *_NAMES, "seed"))
+    fields = dict.fromkeys(chain.from_iterable(run["spec"] for run in runs))
+    for name in (*EQUAL_FIELDS, *_NAMES, "seed"):
+        fields.pop(name, None)
     for run in runs:
-        # Records from before a method came have no field for its size; a rank pattern is a list.
-        of = (run["spec"].get(name) for name in fields)
-        key = tuple(str(value) if isinstance(value, list) else value for value in of)
-        groups.setdefault(key, []).append(run)
+        # Records from before a method came have no field for its size.
+        key = [*map(run["spec"].get, fields)]
+        if run["spec"].get("rank_pattern") is not None:
+            key = [str(value) if isinstance(value, list) else value for value in key]
+        groups.setdefault(tuple(key), []).append(run)
 
     def place(group: list[dict]) -> tuple:
         spec = group[0]["spec"]
@@ -260,7 +264,8 @@ def predictions(run: dict) -> Predictions | None:
 @lru_cache(maxsize=4096)
 def _read_predictions(path: Path, mtime_ns: int) -> Predictions:
     """Kept in memory: tables are made anew as runs of a sweep end, and a finished run does not change."""
-    table = pd.read_csv(path, dtype={"row": object}, keep_default_na=False, na_values=[""])
+    # In one piece (low_memory=False): pieces of a file this small cost more than they save.
+    table = pd.read_csv(path, dtype={"row": object}, keep_default_na=False, na_values=[""], low_memory=False)
     row, *others = (table[name].to_numpy() for name in Predictions._fields)
     return Predictions(_kept_once(row), *others)
 

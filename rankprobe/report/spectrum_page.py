@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rankprobe.analysis.spectrum import energy_column
+from rankprobe.analysis.rank_columns import energy_column
 from rankprobe.analysis.spectrum_tables import medians, storage_by_dtype
 from rankprobe.report import numbers as say
 from rankprobe.report.cells import Cell, Table

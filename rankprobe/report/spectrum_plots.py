@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rankprobe.analysis.spectrum import energy_column
+from rankprobe.analysis.rank_columns import energy_column
 from rankprobe.analysis.spectrum_tables import in_order, swallowed
 from rankprobe.report.matrix_plots import Floor, heat_map
 from rankprobe.report.matrix_plots import spectra as draw_spectra

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from rankprobe.analysis.spectrum import energy_column
+from rankprobe.analysis.rank_columns import energy_column
 from rankprobe.analysis.spectrum_tables import Storage, storage_by_dtype, swallowed
 from rankprobe.report import numbers as say
 

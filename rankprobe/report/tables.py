@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rankprobe.analysis.spectrum import INTEGERS
+from rankprobe.analysis.rank_columns import INTEGERS
 from rankprobe.experiment.spec import SIZES
 from rankprobe.report.comparison import (
     configurations,

@@ -12,10 +12,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from rankprobe.weights.fused import FUSED_KINDS, Rows, setting, split_rows
+
+# Names and shapes are read without torch, which takes more than a second to import.
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BLOCK_KINDS = ("q", "k", "v", "o", "up", "down", "gate")
 KINDS = (*BLOCK_KINDS, "embed", "other")
@@ -220,7 +223,8 @@ def model_shapes(model) -> dict[str, tuple[int, ...]]:
 def model_config(model: nn.Module) -> dict:
     """A model's config as config.json has it; empty for a module without one.
 
-    >>> model_config(nn.Linear(2, 2))
+    >>> import torch
+    >>> model_config(torch.nn.Linear(2, 2))
     {}
     """
     config = getattr(model, "config", None)
@@ -232,9 +236,12 @@ def model_config(model: nn.Module) -> dict:
 def max_positions(model: nn.Module) -> int | None:
     """Tokens that a model has position embeddings for; None where positions are computed (rotary, relative).
 
+    >>> from torch import nn
     >>> max_positions(nn.ModuleDict({"position_embeddings": nn.Embedding(514, 4, padding_idx=1)}))
     512
     """
+    from torch import nn
+
     leaves = ("position_embeddings", "wpe", "embed_positions")
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in leaves and isinstance(module, nn.Embedding):

@@ -14,6 +14,16 @@ from rankprobe.weights.peft_patterns import by_pattern, check_pattern
 RankPattern = tuple[tuple[str, int], ...]
 
 
+def factor_shapes(shape: tuple[int, int], r: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of B (m, r) and A (r, n), which LoRA trains for a matrix of shape (m, n).
+
+    >>> factor_shapes((512, 768), 16)
+    ((512, 16), (16, 768))
+    """
+    m, n = shape
+    return (m, r), (r, n)
+
+
 def canonical_pattern(pattern: Mapping[str, int] | Iterable[Sequence]) -> RankPattern:
     """One spelling for each pattern.
 

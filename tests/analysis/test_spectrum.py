@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from rankprobe.analysis.spectrum import COLUMNS, INTEGERS, NOISE_RANKS, RANK_COLUMNS, spectrum, spectrum_of
+from rankprobe.analysis.rank_columns import COLUMNS, INTEGERS, NOISE_RANKS, RANK_COLUMNS
+from rankprobe.analysis.spectrum import spectrum, spectrum_of
 from rankprobe.analysis.spectrum_tables import medians, read_ranks, storage_by_dtype, swallowed
 from rankprobe.errors import UsageError
 from rankprobe.linalg.noise import storage_noise

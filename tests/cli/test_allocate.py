@@ -105,6 +105,13 @@ def test_a_dry_run_writes_nothing_and_says_how_long(here):
     assert "72 cuts of 12 matrices on 16 train rows, about 1 min" in result.stderr
 
 
+@pytest.mark.parametrize(("gain", "warned"), [((-0.003, 0.002), True), ((0.003, 0.002), True), ((0.3, 0.002), False)])
+def test_a_run_that_learned_nothing_is_warned_of_before_anything_is_measured(here, monkeypatch, gain, warned):
+    monkeypatch.setattr("rankprobe.experiment.sensitivity.worth", lambda cut, work: gain)
+    said = rankprobe("allocate", here["lora"], *WHERE, "--budget-r", 1, "--dry-run").stderr
+    assert ("no more than noise" in said) == warned and (f"grows by {gain[0]:.2g} ± 0.002" in said) == warned
+
+
 def test_full_fine_tuning_shares_among_all_matrices_or_some(here):
     done = rankprobe("allocate", here["full"], *WHERE, "--budget-r", 1, "--targets", "up,down", "--out", "a")
     assert done.exit_code == 0, done.stderr

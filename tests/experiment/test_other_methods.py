@@ -6,7 +6,8 @@ import pytest
 
 from rankprobe.errors import UsageError
 from rankprobe.experiment.models import count_parameters, load_trained, prepare
-from rankprobe.experiment.pairs import execute_pair, plan_pair, read_pair
+from rankprobe.experiment.pair_files import read_pair
+from rankprobe.experiment.pairs import execute_pair, plan_pair
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.spec import METHODS
 from rankprobe.experiment.study import Configuration

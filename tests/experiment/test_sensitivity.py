@@ -15,7 +15,15 @@ from rankprobe.experiment.allocation import allocate_ranks, uniform_size
 from rankprobe.experiment.cut_model import CutModel
 from rankprobe.experiment.reopen import spec_of, task_name
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.sensitivity import batches_left, estimate_s, measure, pattern_losses, pick_rows, plan_work
+from rankprobe.experiment.sensitivity import (
+    batches_left,
+    estimate_s,
+    measure,
+    pattern_losses,
+    pick_rows,
+    plan_work,
+    worth,
+)
 from rankprobe.experiment.store import read_record
 from rankprobe.experiment.study import Configuration
 from rankprobe.tasks.load import make_task
@@ -156,6 +164,17 @@ def test_the_check_is_the_loss_with_all_cut_at_once(tmp_path, task, tuning):  # 
     single = table[(table["name"] == names[0]) & (table["k"] == 1)].iloc[0]
     assert found["increase"].iloc[1] == pytest.approx(single["increase"], abs=1e-6)
     assert found["se"].iloc[1] == pytest.approx(single["se"], rel=1e-3, abs=1e-6)
+
+
+def test_what_all_updates_are_worth_is_the_check_without_any_and_W1_comes_back(tmp_path, task, tuning):  # noqa: F811
+    cut = CutModel(opened(tmp_path, task, LORA), "q,v")
+    work = plan_work(cut, pick_rows(cut.run, tuning, 40), tmp_path / "out")
+    before = {name: p.clone() for name, p in cut.model.named_parameters()}
+    growth, se = worth(cut, work)
+    assert all(torch.equal(p, before[name]) for name, p in cut.model.named_parameters())
+    measure(cut, work)
+    check = pattern_losses(cut, work, {"nothing": {update.site.name: 0 for update in cut.updates}}).iloc[0]
+    assert (growth, se) == pytest.approx((check["increase"], check["se"]), rel=1e-5)
 
 
 def test_targets_that_the_run_did_not_change_are_refused(tmp_path, task):  # noqa: F811

@@ -7,12 +7,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from rankprobe.methods.lora import LoRALayer
 from rankprobe.paper.published import published
 from rankprobe.report.claims import claims_table
 from rankprobe.report.claims_rank import full_energy_shares
 from rankprobe.report.findings import find
 from rankprobe.report.verdicts import CLAIM_COLUMNS, VERDICTS, Evidence, verdict
+from rankprobe.weights.architecture import WeightSite
 from tests.report.synthetic import make_latency, make_run
 
 
@@ -145,6 +148,9 @@ def test_the_vignette_is_counted_in_a_layer():
     row = claims_of([]).loc["vignette-parameters"]
     assert row["measured"] == row["published"] == row["ci_low"] == 6.25
     assert "16,384 of 262,144" in row["note"] and row["verdict"] == "supported"
+    site = WeightSite("weight", None, "other", (512, 512))
+    layer = LoRALayer(torch.nn.Linear(512, 512, bias=False), [site], 16, 32.0, False, 0.0, torch.Generator())
+    assert sum(p.numel() for p in layer.parameters() if p.requires_grad) == 16_384
 
 
 def test_trainable_parameters_include_the_head(tmp_path):

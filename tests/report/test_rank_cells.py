@@ -85,3 +85,19 @@ def test_both_sentences_have_the_studys_own_margin(tmp_path):
         assert word in sentences[1], sentences[1]
     two = answer(find(sweep(tmp_path / "two", {8: 0.8}, seeds=2), None, published(), margin=0.03))[1]
     assert "with fewer than 3 seeds that may be their luck" in two
+
+
+def test_runs_that_learned_nothing_are_named_on_the_page_and_only_they(tmp_path, found):
+    runs = sweep(tmp_path / "some", {8: 0.797})
+    runs += [make_run(tmp_path / "some", r=64, seed=s, accuracy=0.505 if s == 1 else 0.79, n=4000) for s in range(3)]
+    text = said(find(runs, None, published()))
+    assert "commonest class, 50.0 % of the rows" in text and "LoRA r = 64 on q,v, seed 1: 50.5 %" in text
+    assert text.count("seed ") == 1 and said(found) is None
+    many = [make_run(tmp_path / "many", r=1, seed=s, accuracy=0.5, n=4000) for s in range(15)]
+    assert said(find(many, None, published())).count("seed ") == 12
+
+
+def said(findings):
+    page = make_page(findings, [], title="t", settings={})
+    blocks = next(s for s in page.sections if s.title == "What r is needed").blocks
+    return next((b for b in blocks if isinstance(b, str) and b.startswith("Not shown to be better")), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from rankprobe.report import numbers as say
@@ -14,6 +15,8 @@ from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SERIE
 from rankprobe.report.tables import best_settings, chosen_among
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
+# White around a label, for where points of others lie behind it.
+_HALO = [withStroke(linewidth=2.5, foreground="white")]
 _LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), "LoRA on other targets": (BLUE, "x")}
 # Of the methods that LoRA is measured against, in the order that they come in.
 _MARKS = [(color, marker) for marker in "^vPXdh" for color in (ORANGE, GREEN, PINK)]
@@ -83,6 +86,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     figure, parts = broken_axis(_ends(methods, *methods["method"].unique()), log=log)
     loras = methods[methods["method"] == "lora"]
     main = MAIN_TARGETS if MAIN_TARGETS in set(loras["targets"]) else next(iter(loras["targets"]), None)
+    crowded = loras["targets"].nunique() > 1
     series = {}
     spare = iter(_MARKS)
     for (_, row), x in zip(methods.iterrows(), _set_apart(methods["trainable_params"]), strict=True):
@@ -102,9 +106,11 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
                           color=color, **place)  # fmt: skip
         elif kind == "lora":
             top = row["accuracy_mean"] if say.missing(row["accuracy_ci_high"]) else row["accuracy_ci_high"]
-            axes.annotate(f"r = {row['r']}", (x, top), xytext=(0, 4), fontsize=8, color=color,
-                          textcoords="offset points", ha="center", va="bottom")  # fmt: skip
-            series[kind] = color, marker, f"LoRA on {main}"
+            # Among the points of other targets there is room for the number alone.
+            label, name = (row["r"], f"LoRA on {main}, r above") if crowded else (f"r = {row['r']}", f"LoRA on {main}")
+            axes.annotate(f"{label}", (x, top), xytext=(0, 4), fontsize=8, color=color, textcoords="offset points",
+                          ha="center", va="bottom", zorder=4, path_effects=_HALO)  # fmt: skip
+            series[kind] = color, marker, name
         else:
             series[kind] = color, marker, kind
     handles = [Line2D([], [], ls="none", marker=m, color=c, label=label) for c, m, label in series.values()]

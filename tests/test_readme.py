@@ -87,7 +87,8 @@ def test_a_report_is_made_without_torch(tmp_path):
     runs = [make_run(tmp_path / "runs", method="full", n=40), make_run(tmp_path / "runs", r=4, n=40)]
     for run in runs:
         path = tmp_path / "runs" / run["run_id"] / "run.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files_of(path.parent), "weights_kept": False}))
+        record = json.loads(path.read_text()) | {"files": files_of(path.parent), "weights_kept": False}
+        path.write_text(json.dumps(record))
     claim_output(tmp_path / "out", {"name": "t", "title": "t", "command": "t", "runs": [r["run_id"] for r in runs]})
     code = (
         "import sys; from rankprobe.cli.main import main\n"

@@ -12,6 +12,7 @@ from rankprobe.weights.rank_pattern import pattern_tag
 
 MINUS = "−"
 MISSING = "–"
+_BY_MATRIX = ", r by matrix "
 _METHOD_NAMES = {
     "full": "full fine-tuning",
     "head": "head only",
@@ -189,7 +190,16 @@ def targets_name(spec) -> str | None:
     'q,v, r by matrix (e95731)'
     """
     pattern = spec.get("rank_pattern")
-    return f"{spec['targets']}, r by matrix ({pattern_tag(pattern)})" if pattern else spec.get("targets")
+    return f"{spec['targets']}{_BY_MATRIX}({pattern_tag(pattern)})" if pattern else spec.get("targets")
+
+
+def is_by_matrix(name: str | None) -> bool:
+    """Whether :func:`targets_name` made it of a run whose r differs by matrix.
+
+    >>> is_by_matrix("q,v, r by matrix (e95731)"), is_by_matrix("q,v"), is_by_matrix(None)
+    (True, False, False)
+    """
+    return name is not None and _BY_MATRIX in name
 
 
 def adapted(row) -> str:
@@ -201,7 +211,7 @@ def adapted(row) -> str:
     if row["method"] != "lora":
         return ""
     pattern = row.get("rank_pattern")
-    by_matrix = "" if pattern is None or missing(pattern) else f", r by matrix ({pattern})"
+    by_matrix = "" if pattern is None or missing(pattern) else f"{_BY_MATRIX}({pattern})"
     return f"on {row['targets']}{by_matrix}, alpha {row['alpha']:g}"
 
 

@@ -17,7 +17,9 @@ from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 # White around a label, for where points of others lie behind it.
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
-_LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), "LoRA on other targets": (BLUE, "x")}
+_ELSEWHERE, _BY_MATRIX = "LoRA on other targets", "LoRA, r by matrix"
+_LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), _ELSEWHERE: (BLUE, "x"),
+          _BY_MATRIX: (BLUE, "P")}
 # Of the methods that LoRA is measured against, in the order that they come in.
 _MARKS = [(color, marker) for marker in "^vPXdh" for color in (ORANGE, GREEN, PINK)]
 # Points of almost as many parameters would cover each other: they are drawn so many times apart.
@@ -93,7 +95,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
         axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
         kind = row["method"] if row["method"] in ("full", "head", "lora") else say.method_name(row)
         if kind == "lora" and row["targets"] != main:
-            kind = "LoRA on other targets"
+            kind = _BY_MATRIX if say.is_by_matrix(row["targets"]) else _ELSEWHERE
         if kind in _LOOKS:
             color, marker = _LOOKS[kind]
         else:

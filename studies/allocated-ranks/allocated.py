@@ -89,21 +89,23 @@ def verdicts(sweep: Path, store: Path, patterns: Path) -> pd.DataFrame:
     patterns : Path
     """
     plan = json.loads((sweep / "plan.json").read_text(encoding="utf-8"))
-    names = {
-        canonical_pattern(json.loads((patterns / f"qv-r{r}-{kind}.json").read_text(encoding="utf-8"))): kind
-        for r in BUDGETS for kind in KINDS
-    }  # fmt: skip
+    kinds: dict[tuple, list[str]] = {}
+    for r in BUDGETS:
+        for kind in KINDS:
+            pattern = canonical_pattern(json.loads((patterns / f"qv-r{r}-{kind}.json").read_text(encoding="utf-8")))
+            kinds.setdefault((r, pattern), []).append(kind)
     groups = {}
     for group in configurations(load_runs(store / run_id for run_id in plan["runs"])):
-        pattern, ok = group[0]["spec"].get("rank_pattern"), finished_ok(group)
-        name = "one r" if pattern is None else names[canonical_pattern(pattern)]
-        if ok:
-            groups[group[0]["spec"]["r"], name] = ok
+        r, pattern, ok = group[0]["spec"]["r"], group[0]["spec"].get("rank_pattern"), finished_ok(group)
+        # Both kinds of allocation may give the same ranks, which are trained once.
+        for name in ["one r"] if pattern is None else kinds[r, canonical_pattern(pattern)]:
+            if ok:
+                groups[r, name] = ok
     rows = []
     for r in BUDGETS:
         for a, b in (("sensitivity", "one r"), ("energy", "one r"), ("sensitivity", "energy")):
             gap = difference(groups.get((r, a), []), groups.get((r, b), []))
-            if gap is None:
+            if gap is None or groups[r, a] is groups[r, b]:
                 continue
             won = a if gap.low > 0 else b if gap.high < 0 else "not told apart"
             left, right = groups[r, a], groups[r, b]

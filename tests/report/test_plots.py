@@ -14,6 +14,7 @@ from PIL import Image
 from rankprobe.paper.published import published
 from rankprobe.report.findings import Findings, find
 from rankprobe.report.plots import draw_pictures
+from rankprobe.report.score_plots import accuracy_by_parameters
 from rankprobe.report.style import broken_axis, png, save_picture, style, svg
 from tests.report.synthetic import make_latency, make_run
 
@@ -241,3 +242,13 @@ def test_many_methods_are_told_apart(crowd):
 def test_a_curve_against_r_has_several(crowd):
     caption = crowd["accuracy_by_r"].caption
     assert "of LoRA on q,v and q against r" in caption, "k was trained with one r alone"
+
+
+def test_points_of_an_r_by_matrix_are_named_as_such(tmp_path):
+    runs = [make_run(tmp_path, method="full", n=60)]
+    runs += [make_run(tmp_path, r=2, n=60, targets=targets) for targets in ("q,v", "o")]
+    by_matrix = make_run(tmp_path, r=2, n=60, rank_pattern=[["query", 1], ["value", 3]])
+    for more, expected in (([], {"LoRA on q,v, r above", "LoRA on other targets"}),
+                           ([by_matrix], {"LoRA on q,v, r above", "LoRA on other targets", "LoRA, r by matrix"})):
+        picture = accuracy_by_parameters(find(runs + more, None, published()))
+        assert {text.get_text() for text in picture.figure.legends[0].get_texts()} == expected

@@ -7,6 +7,8 @@ A *configuration* is what is compared: method, r, alpha, targets, learning rate;
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -27,6 +29,7 @@ from rankprobe.tasks.metrics import LOWER_IS_BETTER
 EQUAL_FIELDS = ("split", "max_length", "dtype", "device", "threads")
 # These name what the sha256s identify: a copy of the model under another name is the same model.
 _NAMES = ("model", "task", "train_size", "eval_size")
+_READERS = 4
 # In the order of tables: LoRA beside full fine-tuning, then what it is measured against, the trained head last.
 _ORDER = {"full": 0, "lora": 1, "head": 99} | {name: 10 + i for i, name in enumerate(METHODS) if name not in
                                                ("full", "lora", "head")}  # fmt: skip
@@ -259,6 +262,12 @@ def predictions(run: dict) -> Predictions | None:
         return _read_predictions(path, path.stat().st_mtime_ns)
     except FileNotFoundError:
         return None
+
+
+def read_ahead(runs: Iterable[dict]) -> None:
+    """Read the predictions of many runs, a few at a time: pandas' parser lets other threads work meanwhile."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        list(readers.map(predictions, runs))
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.experiment.tuning import tuning_table
-from rankprobe.report.comparison import comparisons, main_lora
+from rankprobe.report.comparison import comparisons, main_lora, read_ahead
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured, find
 from rankprobe.report.lora_config import answered_config
@@ -60,6 +60,7 @@ def build_report(
     Runs on different models, rows or settings never meet in a table, but for Table 2, which has a row for each method
     and task: each such comparison gets a folder of its own inside ``out``.
     """
+    read_ahead(run for run in runs if run["status"] == "ok")
     parts = comparisons(runs) or [[]]
     first = next((part for part in parts if any(run["run_id"] == main for run in part)), None)
     if first is None and main is not None:

@@ -9,6 +9,7 @@ import pandas as pd
 from rankprobe.report import verdicts as bounds
 from rankprobe.report.answer import answer
 from rankprobe.report.cells import Code, Table
+from rankprobe.report.collapsed import learned_nothing_text
 from rankprobe.report.findings import Findings
 from rankprobe.report.intrinsic_cells import dimension_cells
 from rankprobe.report.page_tables import (
@@ -18,7 +19,6 @@ from rankprobe.report.page_tables import (
     cost_cells,
     functional_cells,
     latency_cells,
-    learned_nothing_text,
     provenance_cells,
     ranks_cells,
 )

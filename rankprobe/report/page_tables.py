@@ -6,7 +6,6 @@ import math
 
 import pandas as pd
 
-from rankprobe.experiment.outcome import learned_nothing
 from rankprobe.report import numbers as say
 from rankprobe.report.cells import Cell, Table
 from rankprobe.report.comparison import configurations, full_reference, main_metric
@@ -21,8 +20,6 @@ _VERDICTS = {
     "inconclusive": ("?", "inconclusive"),
     "not_run": ("–", "not run"),
 }
-# Of runs in a sentence.
-_MOST_NAMES = 12
 _DECIMALS = {"points": (1, True), "ratio": (3, False), "k": (0, False)}
 
 
@@ -239,25 +236,6 @@ def bad_runs_cells(findings: Findings) -> Table | None:
     rows = [[Cell(r["run_id"]), Cell(r["status"]), Cell(_text(r["error"]))] for _, r in bad.iterrows()]
     return Table(
         ["run", "status", "error"], rows, "Runs that did not end well; they are counted above and have no numbers.", 3
-    )
-
-
-def learned_nothing_text(findings: Findings) -> str | None:
-    """Which runs ended no better than a constant; None where all learned something."""
-    runs = [run for run in findings.runs if learned_nothing(run)]
-    if not runs:
-        return None
-    names = []
-    for run in runs:
-        targets = say.targets_name(run["spec"])
-        name = say.method_name(run["spec"]) + (f" on {targets}" if targets else "")
-        names.append(f"{name}, seed {run['spec']['seed']}: {say.score('accuracy', run['metrics']['accuracy'])}")
-    if len(names) > _MOST_NAMES:
-        names[_MOST_NAMES:] = [f"and {len(names) - _MOST_NAMES} more"]
-    return (
-        f"Not shown to be better than the commonest class, {say.score('accuracy', runs[0]['task']['majority'])} of the "
-        f"rows (one-sided binomial test at 5 %): {'; '.join(names)}. They are counted above; the rank of what they "
-        "learned says nothing."
     )
 
 

@@ -66,7 +66,7 @@ class Book:
     device : str
         ``cpu`` or ``cuda``.
     code : iterable of str
-        Folders below ``rankprobe/`` that are measured.
+        Folders and files below ``rankprobe/`` that are measured.
     settings : dict
         What else makes figures comparable.
     """
@@ -188,8 +188,9 @@ def show(table: pd.DataFrame) -> None:
 
 def _digest(code: Iterable[str]) -> str:
     sha = hashlib.sha256()
-    for folder in code:
-        for file in sorted((ROOT / "rankprobe" / folder).rglob("*.py")):
+    for name in code:
+        path = ROOT / "rankprobe" / name
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             sha.update(file.read_bytes())
     return sha.hexdigest()[:16]
 

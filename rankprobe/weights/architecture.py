@@ -242,7 +242,7 @@ def max_positions(model: nn.Module) -> int | None:
     """
     from torch import nn
 
-    leaves = ("position_embeddings", "wpe", "embed_positions")
+    leaves = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in leaves and isinstance(module, nn.Embedding):
             # RoBERTa counts from the row after its padding's, OPT and BART from an offset.

@@ -250,16 +250,30 @@ def _refuse_missing_body(model: PreTrainedModel, missing: list[str], source: Mod
         raise UsageError(must("The model's weights", "cover its embeddings and blocks", got, next_step))
 
 
+def _takes_token_types(config: PretrainedConfig) -> bool:
+    """Whether a model tells a pair's texts apart by more than the tokens between them."""
+    return getattr(config, "type_vocab_size", 0) > 1
+
+
 def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> None:
     """Give decoders a pad token; models read texts padded on the right, whatever their tokenizer's habit."""
+    if getattr(model.config, "summary_type", None) == "last":
+        got = f"{model.config.model_type}, whose head reads a row's last position, in {source.path}"
+        raise UsageError(must("The model", "read texts that are padded on the right", got, "Choose another model"))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             got = f"{source.path} with neither a pad nor an end-of-text token"
             raise UsageError(must("The tokenizer", "have a pad token", got, "Add one to tokenizer_config.json"))
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    # What a tokenizer makes of its own accord is its class's habit, not what this model was trained with: BERT's
+    # tokenizer on a RoBERTa has types that it has no embedding for, and GPT-2 would add words' embeddings for them.
+    types = ["token_type_ids"] * _takes_token_types(model.config)
+    tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
+    # Decoders find a text's last token as the last that is not the config's pad token: it must be what batches are
+    # padded with, and some models' files disagree on it (a config with 0 or -1, a tokenizer without one).
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         got = f"{len(tokenizer)} tokens for {rows} embeddings in {source.path}"

@@ -7,7 +7,15 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from rankprobe.weights.architecture import beyond_matrices, kind_of, layer_of, model_shapes, weight_sites, why_whole
+from rankprobe.weights.architecture import (
+    beyond_matrices,
+    kind_of,
+    layer_of,
+    max_positions,
+    model_shapes,
+    weight_sites,
+    why_whole,
+)
 from rankprobe.weights.fused import FUSED_KINDS, Rows
 from rankprobe.weights.targets import target_sites
 
@@ -259,3 +267,15 @@ def test_what_is_beyond_matrices_is_named_with_its_share():
     assert beyond_matrices(shapes) == "model.layers.N.mlp.experts.down_proj (80 % of the weights in the blocks)"
     del shapes["model.layers.0.mlp.experts.down_proj"], shapes["model.layers.1.mlp.experts.down_proj"]
     assert beyond_matrices(shapes) is None
+
+
+@pytest.mark.parametrize(("config", "expected"), [
+    (transformers.OpenAIGPTConfig(n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=48), 48),
+    (transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=40), 40),
+    (transformers.LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                              vocab_size=20), None),
+], ids=["openai-gpt", "gpt2", "llama"])  # fmt: skip
+def test_how_many_positions_a_model_has(config, expected):
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+    assert max_positions(model) == expected

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from rankprobe.errors import UsageError
@@ -97,6 +98,41 @@ def test_every_architecture_loads_with_a_fresh_head_and_padding_that_changes_not
         alone = model(**tokenizer([short], padding=True, return_tensors="pt")).logits
     assert together.shape == (2, 3)
     torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_config_and_a_tokenizer_that_disagree_on_the_pad_token_change_nothing(kind, tmp_path):
+    folder = make_tiny(kind, tmp_path / kind)
+    _edit_config(pad_token_id=7)(folder)
+    model, tokenizer, _ = load_classifier(find_model(folder), 2, seed=0)
+    assert model.config.pad_token_id == tokenizer.pad_token_id != 7
+    short, long = "good film", "the awful movie is a long story with no plot"
+    with torch.inference_mode():
+        together = model(**tokenizer([short, long], padding=True, return_tensors="pt")).logits
+        alone = model(**tokenizer([short], return_tensors="pt")).logits
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "gpt2"])
+def test_token_types_that_the_model_does_not_have_are_not_passed(kind, tmp_path):
+    """As in models with a BERT tokenizer on another body: RoBERTa has one type, GPT-2 would add words' embeddings."""
+    folder, words = make_tiny(kind, tmp_path / kind), make_tiny("bert", tmp_path / "bert")
+    for file in words.glob("tokenizer*"):
+        shutil.copy(file, folder / file.name)
+    model, tokenizer, _ = load_classifier(find_model(folder), 2, seed=0)
+    batch = tokenizer(["good film"], ["the plot"], return_tensors="pt")
+    assert set(batch) == {"input_ids", "attention_mask"} and model(**batch).logits.isfinite().all()
+    _, kept, _ = load_classifier(find_model(words), 2, seed=0)
+    assert kept(["a"], ["b"])["token_type_ids"][0] == [0, 0, 0, 1, 1]
+
+
+def test_a_model_whose_head_reads_the_last_position_is_refused(tmp_path):
+    sizes = {"vocab_size": 300, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
+    transformers.XLNetModel(transformers.XLNetConfig(**sizes)).save_pretrained(tmp_path)
+    for file in make_tiny("bert", tmp_path / "bert").glob("tokenizer*"):
+        shutil.copy(file, tmp_path / file.name)
+    with pytest.raises(UsageError, match=r"read texts that are padded on the right\. Got xlnet"):
+        load_classifier(find_model(tmp_path), 2, seed=0)
 
 
 def test_the_head_depends_on_the_seed_alone_and_the_global_random_state_is_kept(tiny):

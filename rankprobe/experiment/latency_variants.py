@@ -139,11 +139,19 @@ def as_callers(
 def inputs_of(source: ModelSource | Architecture, spec: LatencySpec) -> Callable[[int, int], dict]:
     """What makes random tokens of a batch and a length, none of them padding, on the spec's device."""
     random_weights = isinstance(source, Architecture)
-    vocabulary = (source.config if random_weights else load_config(str(source.path))).vocab_size
+    config = source.config if random_weights else load_config(str(source.path))
+    vocabulary, eos = config.vocab_size, config.eos_token_id
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    special = {*eos, *([] if config.pad_token_id is None else [config.pad_token_id])}
+    first = min(5, vocabulary - 1)
+    ordinary = next((i for i in range(first, vocabulary) if i not in special), first)
 
     def make(batch: int, length: int) -> dict:
         generator = torch.Generator().manual_seed(batch * 100_003 + length)
-        ids = torch.randint(min(5, vocabulary - 1), vocabulary, (batch, length), generator=generator)
+        ids = torch.randint(first, vocabulary, (batch, length), generator=generator)
+        ids[torch.isin(ids, torch.tensor(sorted(special), dtype=ids.dtype))] = ordinary
+        if config.is_encoder_decoder and eos:
+            ids[:, -1] = eos[0]  # where T5's and BART's classifiers look
         inputs = {"input_ids": ids.to(spec.device)}
         # A causal model needs no mask where nothing is padding, and without one takes its fastest kernel.
         return inputs if random_weights else inputs | {"attention_mask": torch.ones_like(ids).to(spec.device)}

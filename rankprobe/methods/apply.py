@@ -83,7 +83,8 @@ def apply_method(
         case "head":
             if not head:
                 rule = "be of a model that has a head of its own"
-                raise UsageError(must("The method head", rule, "a language model", "Choose another method"))
+                next_step = "Choose another method; of a sweep pass --no-head"
+                raise UsageError(must("The method head", rule, "a language model", next_step))
         case "lora":
             sites = target_sites(model_shapes(model), targets, config=model_config(model))
             ranks = None if rank_pattern is None else ranks_by_site(sites, r, rank_pattern)

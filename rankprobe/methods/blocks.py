@@ -19,7 +19,8 @@ def transformer_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ------
     UsageError
         If there is no such list (ALBERT has one block that it goes through again and again), or more than one, as in
-        models with an encoder and a decoder (T5) or with a list for every part of a block (XLM).
+        models with an encoder and a decoder (T5) or with a list for every part of a block (XLM); or if blocks are not
+        called as modules are (SqueezeBERT), so that what a method adds to their output would never be reached.
 
     Notes
     -----
@@ -31,6 +32,8 @@ def transformer_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     found = [path for path, module in outer.items() if len(module) == count]
     if getattr(model.config, "is_encoder_decoder", False):
         got = f"{kind}, an encoder with a decoder"
+    elif kind == "squeezebert":
+        got = f"{kind}, whose blocks are called past their hooks"
     elif len(found) == 1:
         return [(f"{found[0]}.{i}", block) for i, block in enumerate(outer[found[0]])]
     else:

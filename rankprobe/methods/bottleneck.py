@@ -123,8 +123,8 @@ def _attach(module: nn.Module, d: int, bottleneck: int, own_norm: bool, generato
 
 
 def _through_adapter(module: nn.Module, args: tuple, output):
-    if isinstance(output, tuple):
-        return module.adapter(output[0]), *output[1:]
+    if isinstance(output, tuple | list):  # OpenAI GPT's blocks give a list
+        return type(output)([module.adapter(output[0]), *output[1:]])
     return module.adapter(output)
 
 

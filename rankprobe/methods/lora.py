@@ -80,6 +80,16 @@ class LoRALayer(nn.Module):
         self._W0: Tensor | None = None
 
     @property
+    def weight(self) -> nn.Parameter:
+        """The base's: some models (T5, BLOOM) ask the layer that was here for its dtype."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The base's."""
+        return self.base.bias
+
+    @property
     def merged(self) -> bool:
         """Whether dW is in the base's weight now."""
         return self._W0 is not None

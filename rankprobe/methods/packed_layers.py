@@ -74,6 +74,16 @@ class PackedLoRALayer(nn.Module):
         self.base, self.sites, self.A, self.B, self.scalings = base, sites, A, B, scalings
         self.rows = 0
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """The base's, as :attr:`rankprobe.methods.lora.LoRALayer.weight`."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The base's."""
+        return self.base.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer's output, shape (rows, ..., out_features)."""
         out = self.base(x)

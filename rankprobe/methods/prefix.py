@@ -197,7 +197,7 @@ def check_prefix(model: nn.Module, length: int, max_length: int = 1) -> None:
     if positions is not None and length + max_length > positions:
         rule = f"be at most {positions - max_length}, what texts of {max_length} tokens leave of {positions} positions"
         raise UsageError(must("prefix_length", rule, length, "Lower it, or max_length"))
-    if positions is None and context and length >= context:
+    if positions is None and context and 0 < context <= length:
         rule = f"be at most {context - 1}, less than the model's context"
         raise UsageError(must("prefix_length", rule, length, "Lower it"))
 

@@ -354,3 +354,21 @@ def test_run_json_is_valid(tmp_path):
     execute_latency(plan)
     record = json.loads((plan.folder / "run.json").read_text())
     assert record["kind"] == "latency" and record["status"] == "ok" and record["timings"]["total_s"] > 0
+
+
+def test_tokens_are_no_ends_and_no_padding_but_for_the_end_that_an_encoder_decoder_needs():
+    config = transformers.T5Config(vocab_size=12, eos_token_id=7, pad_token_id=0, num_layers=1, d_model=8, num_heads=1)
+    ids = inputs_of(Architecture("t5", config), planned(Path("runs")).spec)(4, 50)["input_ids"]
+    assert (ids[:, -1] == 7).all() and not (ids[:, :-1] == 7).any() and ids.min() >= 5
+    gpt2 = inputs_of(tiny(vocab_size=12, eos_token_id=11, pad_token_id=6), planned(Path("runs")).spec)(4, 50)
+    assert set(gpt2["input_ids"].unique().tolist()) == {5, 7, 8, 9, 10}
+
+
+def test_an_encoder_decoder_is_timed(tmp_path):
+    config = transformers.T5Config(num_layers=1, d_model=16, d_ff=24, d_kv=8, num_heads=2, vocab_size=300,
+                                   decoder_start_token_id=0)  # fmt: skip
+    transformers.T5Model(config).save_pretrained(tmp_path / "base")
+    for file in make_tiny("bert", tmp_path / "bert").glob("tokenizer*"):
+        (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
+    plan = planned(tmp_path, find_model(tmp_path / "base"), shapes=((2, 6),), bottlenecks=None)
+    assert len(execute_latency(plan)) == 5

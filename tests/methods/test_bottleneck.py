@@ -201,3 +201,17 @@ def test_norms_are_known_by_their_name_and_their_vectors():
 
     assert is_norm(NemotronLayerNorm1P(4)) and is_norm(torch.nn.LayerNorm(4)) and is_norm(torch.nn.RMSNorm(4))
     assert not is_norm(torch.nn.Linear(2, 2)) and not is_norm(torch.nn.LayerNorm(4, elementwise_affine=False))
+
+
+def test_a_block_that_gives_a_list():
+    """OpenAI GPT's."""
+    config = transformers.OpenAIGPTConfig(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=16, pad_token_id=0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    freeze_all_but(model, head_parameters(model))
+    apply_bottleneck(model, 2, "lin", seed=0)
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-5, atol=1e-6)
+    model(input_ids=ids).logits.sum().backward()
+    adapters = [p.grad for name, p in model.named_parameters() if ".adapter." in name]
+    assert adapters and all(grad is not None for grad in adapters)

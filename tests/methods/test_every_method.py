@@ -211,6 +211,8 @@ def test_autocast_changes_a_little(method, kind, task):
     transformers.AlbertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
                               embedding_size=8, vocab_size=20),
     transformers.XLMConfig(vocab_size=20, emb_dim=16, n_layers=2, n_heads=2),
+    transformers.SqueezeBertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+                                   intermediate_size=16, embedding_size=16),
 ], ids=lambda c: c.model_type)  # fmt: skip
 def test_what_is_no_single_stack_of_blocks_is_refused(method, config):
     with torch.device("meta"):

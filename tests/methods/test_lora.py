@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+import transformers
 
 from rankprobe.errors import UsageError
 from rankprobe.methods.head import freeze_all_but, head_parameters
@@ -176,3 +177,32 @@ def test_a_damaged_adapter_is_refused(tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UsageError, match="adapter_model.safetensors must be a whole safetensors file"):
         load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("config", [
+    transformers.T5Config(num_layers=2, d_model=16, d_ff=24, d_kv=4, num_heads=4, vocab_size=40,
+                          decoder_start_token_id=0),
+    transformers.BartConfig(encoder_layers=2, decoder_layers=1, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24,
+                            encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=40),
+    transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=40, pad_token_id=3, slow_but_exact=True),
+], ids=lambda config: config.model_type)  # fmt: skip
+def test_models_that_ask_an_adapted_layer_for_its_weight(config):
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    ids = torch.tensor([[5, 6, 7, config.eos_token_id], [8, 9, 10, config.eos_token_id]])
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = model(input_ids=ids).logits
+    names = {name for name, _ in model.named_parameters()}
+    layers = with_lora(model, "all")
+    adapted = model(input_ids=ids).logits
+    assert not torch.allclose(adapted, before)
+    # The property is no second name of a parameter.
+    assert {name.replace(".base.", ".") for name, _ in model.named_parameters() if ".A." not in name
+            and ".B." not in name} == names  # fmt: skip
+    for layer in layers.values():
+        assert layer.weight is layer.base.weight
+        layer.merge()
+    torch.testing.assert_close(model(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
+    for layer in layers.values():
+        layer.unmerge()
+    unload_lora(model)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())

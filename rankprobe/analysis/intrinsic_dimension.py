@@ -15,6 +15,8 @@ from rankprobe.analysis.crossing import bracket, crossings, reaches
 from rankprobe.errors import UsageError, must
 
 _ENDS = (0.025, 0.975)
+# A reason: the threshold needs no training of the encoder at all.
+HEAD_PASSES = "the trained head alone reaches it"
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def intrinsic_dimensions(
             passed = len(head) and of == "score" and reaches(head_means[0], thresholds[0])
             found.append(IntrinsicDimension(
                 **known, **_of_d(found_at, below, above), **_ratio(found_at, first.get(of)),
-                reason="the trained head alone reaches it" if passed else _open_end(below, above),
+                reason=HEAD_PASSES if passed else _open_end(below, above),
             ))  # fmt: skip
             first.setdefault(of, found_at)
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from rankprobe.analysis.intrinsic_dimension import HEAD_PASSES
+from rankprobe.report.claims_scores import unless_nothing_to_lose
 from rankprobe.report.comparison import main_lora
 from rankprobe.report.stats import Estimate
 from rankprobe.report.verdicts import LOW_DIMENSION_PCT, Evidence, claim_row
@@ -17,7 +19,8 @@ def intrinsic(evidence: Evidence) -> list[dict]:
     """Three claims; ``not_run`` while no dimension was measured. d90 is of the score, as in the source.
 
     An interval with an open end (no d that was measured reaches the threshold, or all do) gives a verdict where its
-    other end decides.
+    other end decides. Where full fine-tuning is not shown to gain on the head alone, or the head reaches the threshold
+    by itself, a small d says nothing of training in a subspace, and nothing is supported.
     """
     table = evidence.intrinsic
     by = table[table["of"] == "score"].set_index("method") if len(table) else table
@@ -26,7 +29,7 @@ def intrinsic(evidence: Evidence) -> list[dict]:
     parameters = main[0]["params"]["method"] if main else math.nan
     printed = {method: _published(evidence, method) for method in ("did", "said")}
     of_lora = f"LoRA r = {main[0]['spec']['r']} on {main[0]['spec']['targets']} has {parameters:,}" if main else ""
-    return [
+    rows = [
         claim_row(
             "intrinsic-dimension-did",
             f"{_SOURCE}, Table 1: {_MODEL} on MRPC",
@@ -57,6 +60,13 @@ def intrinsic(evidence: Evidence) -> list[dict]:
             note="" if did is None or not main else f"{of_lora}; {_note(did)}",
         ),
     ]
+    passed = any(row is not None and row["reason"] == HEAD_PASSES for row in (did, said))
+    return [_unless_the_head(unless_nothing_to_lose(row, evidence), passed) for row in rows]
+
+
+def _unless_the_head(row: dict, passed: bool) -> dict:
+    """No support from a threshold that the head alone reaches; the note has said so."""
+    return row | {"verdict": "inconclusive"} if passed and row["verdict"] == "supported" else row
 
 
 def _estimate(row, scale: float, of: str = "") -> Estimate | None:

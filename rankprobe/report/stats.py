@@ -171,8 +171,16 @@ def bootstrap_median(
     resamples, seed : int
     over : str
         What the values are, for the method's name.
+
+    Notes
+    -----
+    Of fewer values than an interval of the median can be had of without assumptions (6 at 95 %: the extremes of five
+    leave it out in 2 · 2⁻⁵ = 6 % of cases), the interval is infinite: resampling one value, or five that are alike,
+    would give an interval of no width.
     """
     x = _finite(values, at_least=1)
+    if 0.5 ** (len(x) - 1) > 1 - level:
+        return Estimate(float(np.median(x)), -math.inf, math.inf, f"none: too few {over} ({len(x)})", len(x))
     draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
     low, high = np.quantile(np.median(x[draws], axis=1), [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(np.median(x)), float(low), float(high), f"percentile bootstrap over {len(x)} {over}", len(x))

@@ -217,3 +217,15 @@ def test_intervals_repeat():
     x = np.random.default_rng(0).integers(0, 2, 200)
     assert bootstrap_mean(x) == bootstrap_mean(x)
     assert bootstrap_median(x + 0.5) == bootstrap_median(x + 0.5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_median_of_few_values_has_no_interval(n):
+    found = bootstrap_median([20.0] * n)
+    assert (found.estimate, found.low, found.high) == (20.0, -math.inf, math.inf)
+    assert found.method == f"none: too few matrices ({n})"
+
+
+def test_a_median_of_six_values_has_one():
+    found = bootstrap_median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert 1 <= found.low < 3.5 < found.high <= 6

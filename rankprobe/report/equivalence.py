@@ -100,7 +100,7 @@ def equivalence(
     p_not_worse, p_not_better = tail_probability([difference.estimate + bound, bound - difference.estimate], *parts)
     if difference.se == 0:  # no seed and no row differs from another: nothing to judge chance by
         half = p_not_worse = p_not_better = math.nan
-    elif binary and all(np.array_equal(x[1], y[1]) for x, y in zip(a, b, strict=True)):
+    elif binary and only_a == only_b == 0:  # both right or both wrong on every row, if not with one wrong class
         p_not_worse = p_not_better = max(p_not_worse, (1 - margin) ** difference.n_rows)
     return Equivalence(
         difference,

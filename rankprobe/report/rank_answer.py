@@ -98,7 +98,8 @@ def rank_answer(
     makes a correction for many tests unnecessary. Pairs are common seeds. Left out of the order, by rules that do not
     look at scores: an r of which a seed diverged (those that finished are the lucky ones), and an r with fewer than two
     seeds in common with the reference (what another seed would do is not known). Where several settings of an r were
-    scored on these rows the best of them stands for it, and its p-value is multiplied by their number.
+    scored on these rows the best of them stands for it: its p-value is multiplied by their number, and its interval and
+    ``more_seeds`` are of the level that this leaves, ``alpha`` by their number.
 
     ``p_different`` asks another question, whether there is any difference at all, with Holm's correction over the
     configurations: with two common seeds or more from the same standard error; with one by McNemar's mid-p, or a paired
@@ -115,13 +116,14 @@ def rank_answer(
     rows = {each.r: score_columns(each, metric) for each in ordered if each is not reference}
     for each in ordered:
         if each is not reference:
+            level = alpha / each.tried
             rows[each.r] |= difference_columns(
-                each, reference, metric=metric, margin=margin, alpha=alpha, one_sided=one_sided, power=power
+                each, reference, metric=metric, margin=margin, alpha=level, one_sided=one_sided, power=power
             )
     order = [r for r in sorted(rows, reverse=True) if rows[r].get("equivalent") != LEFT_OUT]
-    tried = {each.r: each.tried for each in ordered if each.tried > 1}
-    for r in set(order) & tried.keys():
-        rows[r]["p_equivalent"] = min(1.0, tried[r] * rows[r]["p_equivalent"])
+    tried = {each.r: each.tried for each in ordered if each.tried > 1 and each.r in order}
+    for r, n in tried.items():
+        rows[r]["p_equivalent"] = min(1.0, n * rows[r]["p_equivalent"])
     for r, outcome in zip(order, fixed_sequence([rows[r]["p_equivalent"] for r in order], alpha), strict=True):
         rows[r] |= {"equivalent": outcome} | ({"more_seeds": None, "more_seeds_note": ""} if outcome == YES else {})
     made = table([score_columns(reference, metric) | {"equivalent": REFERENCE}, *(rows[r] for r in sorted(rows))])
@@ -136,7 +138,15 @@ def rank_answer(
         n_rows=n_rows,
     )
     found = min((r for r in order if rows[r]["equivalent"] == YES), default=None)
-    return RankAnswer(found, sentence(made, asked), (*notes(made, asked), *_of_several(tried)), made, asked)
+    beside = (*notes(made, asked), *_of_several(tried), *_best_reference(0 if stands_in else reference.tried))
+    return RankAnswer(found, sentence(made, asked), beside, made, asked)
+
+
+def _best_reference(tried: int) -> tuple[str, ...]:
+    if tried < 2:
+        return ()
+    return (f"Full fine-tuning is the best of {tried} rates on these very rows, which makes it harder for an r to be "
+            "as good.",)  # fmt: skip
 
 
 def _of_several(tried: dict[int, int]) -> tuple[str, ...]:
@@ -144,7 +154,8 @@ def _of_several(tried: dict[int, int]) -> tuple[str, ...]:
         return ()
     names = ", ".join(f"r = {r} (of {n})" for r, n in sorted(tried.items()))
     return (f"The best of several settings on these very rows stands for {names}: p of equivalence is multiplied by "
-            "their number (Bonferroni). Rates that are chosen on tuning rows, with --tune, cost nothing.",)  # fmt: skip
+            "their number (Bonferroni), and its interval is wider. Rates that are chosen on tuning rows, with --tune, "
+            "cost nothing.",)  # fmt: skip
 
 
 def answers_by_targets(runs: list[dict], *, margin: float = MARGIN) -> dict[str, RankAnswer]:

@@ -81,7 +81,10 @@ def sweep_of(runs: list[dict], targets: str) -> tuple[list[Configuration], Confi
     full = full_reference(groups)
     rows: dict[str, np.ndarray] = {}
     found = [replace(_configuration(by_r[r], rows), tried=tried[r]) for r in sorted(by_r)]
-    return found, _configuration(whole[full[0]["run_id"]], rows) if full else None
+    if not full:
+        return found, None
+    rates = sum(group[0]["spec"]["method"] == "full" for group in groups)
+    return found, replace(_configuration(whole[full[0]["run_id"]], rows), tried=rates)
 
 
 def _configuration(group: list[dict], rows: dict[str, np.ndarray]) -> Configuration:

@@ -70,7 +70,7 @@ def sentence(table: pd.DataFrame, asked: Asked) -> str:
     passed, failed = tested[tested["equivalent"] == YES], tested[tested["equivalent"] == NO]
     if len(passed):
         best = passed.iloc[-1]
-        shown = f"{_seeds(best)}; difference {_gap(best)}, {_level(asked)}"
+        shown = f"{_seeds(best)}; difference {_gap(best)}, {_level(best)}"
         start = f"r = {best['r']} is the smallest r {asked.claim} ({shown})"
         if len(failed):
             return f"{start}; {_of_next(failed.iloc[0], asked)}."
@@ -82,16 +82,16 @@ def sentence(table: pd.DataFrame, asked: Asked) -> str:
         best = tested.loc[_merit(tested).idxmax()]
         return (
             f"No r tested is within {asked.limit} of {asked.reference}: the best, r = {best['r']}, differs by "
-            f"{_gap(best)} ({_seeds(best)}; {_level(asked)})."
+            f"{_gap(best)} ({_seeds(best)}; {_level(best)})."
         )
     if _better(first, asked):
         return (
             f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, the largest tested, is "
-            f"better by more than that ({_gap(first)}, {_level(asked)})."
+            f"better by more than that ({_gap(first)}, {_level(first)})."
         )
     return (
         f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, the largest tested, differs by "
-        f"{_gap(first)} ({_level(asked)}); {_more(first, asked)}."
+        f"{_gap(first)} ({_level(first)}); {_more(first, asked)}."
     )
 
 
@@ -150,7 +150,7 @@ def _nothing_tested(rows: pd.DataFrame, asked: Asked) -> str:
         return f"Which r is {asked.claim} is not known yet: no r has a seed in common with {asked.reference}."
     row = one.iloc[-1]
     return (
-        f"Not shown with 1 seed that any r is {asked.claim}: r = {row['r']} differs by {_gap(row)} ({_level(asked)} "
+        f"Not shown with 1 seed that any r is {asked.claim}: r = {row['r']} differs by {_gap(row)} ({_level(row)} "
         "over rows), and what another seed would do is not known; 2 more seeds would begin to tell."
     )
 
@@ -205,5 +205,6 @@ def _seeds(row: pd.Series) -> str:
     return f"{row['n_pairs']} seeds"
 
 
-def _level(asked: Asked) -> str:
-    return f"{100 * (1 - 2 * asked.alpha):g} % interval"
+def _level(row: pd.Series) -> str:
+    """Wider than 1 - 2 alpha where the best of several settings stands for an r."""
+    return f"{100 * row['diff_level']:.3g} % interval"

@@ -207,3 +207,14 @@ def test_sweeps_that_are_equal_are_mostly_shown_to_be(sweeps):
         full, other = sweeps.draw(sweeps.World("test", 4000, 0.4), (0.0,), 5, rng)
         shown += equivalence(side(other), side(full)).p <= 0.05
     assert shown >= 80
+
+
+def test_with_more_classes_too_the_floor_is_of_rows_that_are_right_or_wrong_alike():
+    """Two models that are wrong on the same rows, with other wrong classes: nothing differs in what is counted."""
+    rows = 140
+    labels = np.zeros(rows, dtype=int)
+    wrong = np.arange(rows) < 30
+    a = [(labels, np.where(wrong, 1, 0), None)] * 3
+    b = [(labels, np.where(wrong, 2, 0), None)] * 3
+    found, same = equivalence(a, b, margin=0.02), equivalence(a, a, margin=0.02)
+    assert found.p == same.p == pytest.approx(0.98**rows) and found.p > 0.05

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -321,3 +323,23 @@ def test_runs_without_predictions_or_of_other_rows_are_refused(tmp_path):
     file.unlink()
     with pytest.raises(UsageError, match="A run must have its predictions.csv. Got none for lora-r8-qv-docmatch-s0"):
         sweep_of(runs, "q,v")
+
+
+def test_of_several_settings_the_interval_and_the_seeds_to_add_are_of_the_level_that_is_left():
+    one, three = lora(8, -0.005, spread=0.004), replace(lora(8, -0.005, spread=0.004), tried=3)
+    alone, best = rank_answer([one], full()), rank_answer([three], full())
+    before, row = alone.table.iloc[1], best.table.iloc[1]
+    assert alone.r == 8 and best.r is None
+    assert row["p_equivalent"] == pytest.approx(3 * before["p_equivalent"]) and row["p_equivalent"] > 0.05
+    assert row["diff_level"] == pytest.approx(1 - 0.1 / 3) and row["diff_low"] < -0.02 < before["diff_low"]
+    assert row["more_seeds"] >= 1 and "(96.7 % interval); 1 more seed would show it" in best.text
+    assert "r = 8 (of 3)" in best.notes[0]
+
+
+def test_what_is_said_of_several_settings_is_of_what_was_tested():
+    left_out = replace(lora(4, 0.0, n=1), tried=5)
+    found = rank_answer([lora(8, 0.0), left_out], replace(full(), tried=4))
+    assert not any("Bonferroni" in note for note in found.notes)
+    assert any("Full fine-tuning is the best of 4 rates on these very rows" in note for note in found.notes)
+    stands_in = rank_answer([replace(lora(8, 0.0), tried=3), lora(4, 0.0)])
+    assert not any("Bonferroni" in note for note in stands_in.notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.learning_rates import default_lr
@@ -191,6 +191,14 @@ class Study:
             rule = "have as many rates for every configuration, so that all have the same budget"
             got = " and ".join(map(str, sorted(sizes)))
             raise UsageError(must("lr_grid", rule, got, "Give each as many, or tune = [0.5, 1, 2] for all"))
+        grids: dict[Configuration, tuple] = {}
+        for c in self.configurations:
+            grid = c.lr, c.lr_grid
+            if grids.setdefault(replace(c, lr=None, lr_grid=(), seeds=1), grid) != grid:
+                name = f"{c.method}{f' r = {c.r}' if c.r else ''}"
+                rule = "be listed once where rates are tuned, so that all have the same budget"
+                next_step = "Give it one lr with tune, or all its rates as lr_grid"
+                raise UsageError(must(f"A configuration ({name})", rule, "it with several rates", next_step))
 
     def specs(self, *, dtype: str, device: str, threads: int) -> list[RunSpec]:
         """Every run, in the order in which results become useful: all configurations once, then their next seeds.

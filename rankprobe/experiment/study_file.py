@@ -77,6 +77,9 @@ def study_from(table: Mapping, where: str) -> Study:
         if empty := [key for key, value in row.items() if value == []]:
             next_step = "Leave it out for the default"
             raise UsageError(must(f"{empty[0]} in {where}", "have a value", "an empty list", next_step))
+        if isinstance(row.get("seeds"), list):
+            next_step = "Pass seeds = 3, say; they begin with the study's seed"
+            raise UsageError(must(f"seeds in {where}", "be how many seeds, not which", repr(row["seeds"]), next_step))
         for combination in _combinations(row):
             pattern = read_rank_pattern(combination.pop("rank_pattern", None), where)
             settings = _checked(Configuration, combination, where)
@@ -159,9 +162,11 @@ def _checked(cls, table: Mapping, where: str) -> dict:
 
 def _check_keys(cls, table: Mapping, where: str) -> None:
     known = [f.name for f in dataclasses.fields(cls)]
+    elsewhere = [] if cls is Configuration else [f.name for f in dataclasses.fields(Configuration)]
     for key in table:
         if key not in known:
-            raise UsageError(must(f"key in {where}", f"be one of {', '.join(known)}", key, nearest(key, known)))
+            next_step = f"Put {key} into configurations" if key in elsewhere else nearest(key, known)
+            raise UsageError(must(f"key in {where}", f"be one of {', '.join(known)}", key, next_step))
 
 
 def _checked_list(key: str, value: object, kind: type, where: str) -> tuple:

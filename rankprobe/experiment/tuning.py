@@ -60,12 +60,18 @@ def choose_rates(study: Study, records: Sequence[dict]) -> Study:
     Raises
     ------
     WorkError
-        If a configuration has no rate at which training ended well.
+        If a configuration has no rate at which training ended well, or a tuning run of it crashed or is missing: a grid
+        with a hole is a smaller budget than the others had, and another rate may be the best once the run is redone.
     """
     chosen = []
     for configuration in study.configurations:
         tried = [record for record in records if _is_of(record, configuration)]
         ended = [record for record in tried if record["status"] == "ok"]
+        lacking = [f"{rate:g}" for rate in rates_to_try(study, configuration) if rate not in _judged(tried)]
+        if tried and lacking:
+            next_step = "The same command does them again, and nothing that is finished"
+            raise WorkError(must(f"Every tuning run of {_label(configuration)}", "end before a rate is chosen",
+                                 f"none at {', '.join(lacking)}", next_step))  # fmt: skip
         if not ended:
             label = _label(configuration)
             rates = ", ".join(f"{rate:g}" for rate in rates_to_try(study, configuration))
@@ -128,6 +134,11 @@ def _is_of(record: dict, configuration: Configuration) -> bool:
 def _key(spec: Mapping) -> str:
     """As text, since a rank pattern is a list in a record and a tuple in a spec, and lacks in records of before."""
     return json.dumps([spec.get(name) for name in _SAME])
+
+
+def _judged(records: Sequence[dict]) -> set[float]:
+    """The rates that trained to an end, a good one or not; a crash says nothing of a rate."""
+    return {record["spec"]["lr"] for record in records if record["status"] in ("ok", "diverged")}
 
 
 def _label(configuration: Configuration) -> str:

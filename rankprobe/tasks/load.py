@@ -172,7 +172,7 @@ def make_task(
     left = "train" if split == "eval" else "train (without those kept for tuning)"
     train = _first(train, train_size, left, "--train-size")
     option = "--eval-size" if split == "eval" else "--tuning-size (or --eval-size)"
-    evaluation = _first(evaluation, eval_size, split, option)
+    evaluation = _first(evaluation, eval_size, split, option, least=2)  # of one row nothing has an interval
     eval_sha256 = rows_sha256(evaluation, labels)
     sha256 = combined_sha256(rows_sha256(train, labels), eval_sha256)
     return Task(name, split, train, evaluation, tuple(labels), tuple(metrics), sha256, eval_sha256)
@@ -193,8 +193,10 @@ def _check_source(name: str, data_dir: Path | str | None, files: FileSpec | None
         raise UsageError(must("--data-dir", rule, f"the task {name}", "Leave it out"))
 
 
-def _first(rows: Sequence[Example], size: int | None, split: str, option: str) -> tuple[Example, ...]:
-    if size is not None and not 1 <= size <= len(rows):
-        rule = f"be between 1 and the {split} rows there are, {len(rows)}"
+def _first(
+    rows: Sequence[Example], size: int | None, split: str, option: str, *, least: int = 1
+) -> tuple[Example, ...]:
+    if size is not None and not least <= size <= len(rows):
+        rule = f"be between {least} and the {split} rows there are, {len(rows)}"
         raise UsageError(must(option, rule, size, f"Leave {option} out to use all"))
     return tuple(rows[:size])

@@ -105,6 +105,9 @@ def test_a_size_is_part_of_a_runs_name_and_id():
         ('configurations = [{ method = "prefix", d = 8 }]', "d must be given for did, said only"),
         ('configurations = [{ method = "lora", r = 4, layers = 2 }]', "layers must be given for top_layers only"),
         ('configurations = [{ method = "lora", r = 4, dropout = 1.0 }]', r"dropout must be in \[0, 1\)"),
+        ('configurations = [{ method = "full", seeds = [11, 12] }]', r"be how many seeds, not which\. Got \[11, 12\]"),
+        ("seeds = 3", "must be one of .* Got seeds. Put seeds into configurations"),
+        ("lr = 1e-3", "Got lr. Put lr into configurations"),
         ("epochs = = 2", "must be TOML"),
     ],
 )

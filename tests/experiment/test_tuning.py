@@ -152,3 +152,26 @@ def test_a_grid_in_a_file_is_one_configuration(tmp_path):
     assert [(c.r, c.lr_grid) for c in study.configurations] == [(1, (1e-3, 2.0)), (8, (1e-3, 2.0))]
     with pytest.raises(UsageError, match="lr must be left out where lr_grid is given"):
         Configuration("full", lr=1.0, lr_grid=(1e-3,))
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+def test_a_grid_with_a_hole_chooses_nothing(crashed):
+    """A tuning run that crashed, or is not there: the rate may be the best once it is done."""
+    records = tried(LOSSES)
+    if crashed:
+        records[1] = records[1] | {"status": "failed", "metrics": {}}
+    else:
+        del records[1]
+    message = "Every tuning run of full must end before a rate is chosen. Got none at 0.0001. The same command"
+    with pytest.raises(WorkError, match=message):
+        choose_rates(STUDY, records)
+
+
+@pytest.mark.parametrize("rates", [{"lr": 1e-3}, {"lr_grid": (1e-3, 2e-3, 8e-3)}])
+def test_a_configuration_is_tuned_once_whatever_its_rates(rates):
+    """Twice, with other rates, it would have a budget that the others have not."""
+    twice = (*STUDY.configurations, Configuration("lora", r=8, **rates))
+    with pytest.raises(UsageError, match=r"\(lora r = 8\) must be listed once where rates are tuned"):
+        replace(STUDY, configurations=twice)
+    same = Configuration("lora", r=8, seeds=5, lr_grid=(4e-3, 1e-3, 2e-3))
+    replace(STUDY, configurations=(*STUDY.configurations, same))

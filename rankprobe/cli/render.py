@@ -10,9 +10,12 @@ import pandas as pd
 from rankprobe.experiment.pair_files import read_pairs
 from rankprobe.experiment.store import load_runs, read_latency
 from rankprobe.paper.published import published
+from rankprobe.report.answer import answer
 from rankprobe.report.equivalence import MARGIN
-from rankprobe.report.findings import Measured
+from rankprobe.report.findings import Findings, Measured
 from rankprobe.report.intrinsic import curve_table, dimensions_table
+from rankprobe.report.lora_config import answered_config, as_python
+from rankprobe.report.numbers import learning_rate
 from rankprobe.report.report import build_report
 from rankprobe.report.table1 import table_1
 
@@ -45,14 +48,28 @@ class Renewal:
         self._next = now + max(self._least, _REST * (now - self._began))
 
 
-def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> None:
-    """Write tables (and pictures and pages) from the finished runs that a plan names."""
+def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> list[tuple[str, Findings]]:
+    """Write tables (and pictures and pages) from the finished runs that a plan names; what they say, by folder."""
     runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
     settings = {"command": plan["command"]} | ({"learning rates": plan["note"]} if plan.get("note") else {})
-    build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures,
-                 more=measured(plan, runs_folder, counts=figures), main=plan.get("main"),
-                 margin=plan.get("margin", MARGIN))  # fmt: skip
+    return build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures,
+                        more=measured(plan, runs_folder, counts=figures), main=plan.get("main"),
+                        margin=plan.get("margin", MARGIN))  # fmt: skip
+
+
+def answer_lines(found: list[tuple[str, Findings]]) -> list[str]:
+    """What a report's runs answer, a paragraph each, and the config for peft where an r is named."""
+    lines = []
+    for slug, findings in found:
+        if not findings.runs or findings.runs[0]["spec"]["split"] == "tuning":
+            continue
+        lines += [f"{slug}: {sentence}" if slug else sentence for sentence in answer(findings)]
+        for targets, settled in findings.answers.items():
+            if answered := answered_config(findings.runs, targets, settled):
+                rate = learning_rate(answered.lr)
+                lines.append(f"For peft, at a peak learning rate of {rate}: {as_python(answered.config)}")
+    return lines
 
 
 def measured(plan: dict, runs_folder: Path, *, counts: bool) -> Measured | None:

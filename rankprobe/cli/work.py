@@ -12,7 +12,7 @@ import click
 
 from rankprobe.cli.command import as_typed, command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
-from rankprobe.cli.render import Renewal, render
+from rankprobe.cli.render import Renewal, answer_lines, render
 from rankprobe.cli.show import raise_bad
 from rankprobe.cli.tracking import track_run
 from rankprobe.errors import UsageError, must
@@ -24,6 +24,7 @@ from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.pieces import Unmeasured
 from rankprobe.experiment.store import LockedError, finished, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
+from rankprobe.report.report import clear_report
 
 # Pictures and pages are for people, who look now and then.
 _PAGES_EVERY_S = 60.0
@@ -152,6 +153,7 @@ def run_studies(
             apart = _apart(set(earlier["runs"]) - set(plan["runs"]), planned, runs_folder)
             observer.say(f"rankprobe: warning: {out} showed other runs{apart}; its tables are replaced, the runs stay "
                          f"in {runs_folder}.")  # fmt: skip
+            clear_report(out)
         if plan["note"]:
             observer.say(f"rankprobe: warning: {plan['note']}.")
         while todo:
@@ -194,7 +196,9 @@ def run_studies(
             except LockedError as error:
                 unmeasured.append(error)
         observer.begin("tables, pictures and pages", 0)
-        render(out, plan, runs_folder)
+        found = render(out, plan, runs_folder)
+    for line in answer_lines(found):
+        click.echo(f"{line}\n")
     click.echo(f"{out / 'report.html'}")
     if stop():
         done = sum(bool(finished(runs_folder / run_id)) for run_id in plan["runs"])

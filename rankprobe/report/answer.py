@@ -41,7 +41,7 @@ def answer(findings: Findings) -> list[str]:
 
 
 def _perplexities(findings: Findings) -> str:
-    """Where no margin is set: what each reaches, and by how much LoRA's best r differs from full fine-tuning."""
+    """What r is equivalent, its margin a ratio; what each reaches, and by how much LoRA's best r differs from full."""
     metric, task = main_metric(findings.runs[0]), findings.runs[0]["task"]["name"]
     methods = best_settings(findings.tables["methods"])
     lora = methods[methods["method"] == "lora"]
@@ -51,10 +51,12 @@ def _perplexities(findings: Findings) -> str:
     best = lora.loc[lora["accuracy_mean"].idxmin()]
     seeds = " (one seed)" if best["n_seeds"] == 1 else ""
     gap = say.gap(metric, best["diff_vs_full"], best["diff_ci_low"], best["diff_ci_high"])
+    settled = findings.answers.get(best["targets"])
+    first = f"LoRA on {best['targets']}: {settled.text} " if settled and settled.several_seeds else ""
     return (
-        f"On {task} LoRA with r = {best['r']} on {best['targets']} reaches a {metric} of "
+        f"{first}On {task} LoRA with r = {best['r']} on {best['targets']} reaches a {metric} of "
         f"{say.score(metric, best['accuracy_mean'])} against {say.score(metric, full['accuracy_mean'].iloc[0])} with "
-        f"full fine-tuning, a paired difference of {gap}{seeds}; less is better, and no margin is set for it."
+        f"full fine-tuning, a paired difference of {gap}{seeds}; less is better."
     )
 
 
@@ -66,12 +68,14 @@ def _what_r(findings: Findings) -> str:
     methods = best_settings(findings.tables["methods"])
     rows = methods[(methods["method"] == "lora") & (methods["targets"] == group[0]["spec"]["targets"])]
     rows = rows.dropna(subset=["diff_ci_low"]).sort_values("r")
+    targets = group[0]["spec"]["targets"]
+    settled = findings.answers.get(targets)
     if rows.empty:
+        if settled and settled.several_seeds:  # against the largest r, which the sentence names
+            return f"On {task}, LoRA on {targets}: {settled.text[0].lower()}{settled.text[1:]}"
         return (
             f"What r {task} needs is not known yet: full fine-tuning, which it is measured against, has not finished."
         )
-    targets = group[0]["spec"]["targets"]
-    settled = findings.answers.get(targets)
     margin = 100 * settled.asked.margin if settled else MARGIN_POINTS
     nothing = nothing_to_lose(findings.runs, margin / 100)
     if settled and not nothing:

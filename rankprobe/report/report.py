@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,17 @@ from rankprobe.report.findings import Findings, Measured, find
 from rankprobe.report.lora_config import answered_config
 from rankprobe.report.paper_tables import table_2
 
+# Every table and picture that some folder has.
+TABLES = (
+    "runs", "methods", "rank_sweep", "rank_answer", "claims", "ranks", "spectra", "truncation", "functional_rank",
+    "latency", "predicted_curve", "predicted_summary", "table1", "table2", "table5", "table6", "table7", "figure3",
+    "figure4", "intruders", "intrinsic_dimension", "intrinsic_curve", "parameter_counts", "tuning",
+)  # fmt: skip
+PICTURES = (
+    "accuracy_by_r", "predicted_curve", "truncation", "spectra", "energy_rank", "accuracy_by_parameters", "latency",
+    "table1", "table7", "figure3", "figure4", "intruders", "intrinsic_dimension",
+)  # fmt: skip
+
 
 def build_report(
     runs: list[dict],
@@ -29,7 +41,7 @@ def build_report(
     more: Measured | None = None,
     main: str | None = None,
     margin: float = MARGIN,
-) -> None:
+) -> list[tuple[str, Findings]]:
     """Write ``tables/`` and, with figures, ``figures/``, report.md and report.html into a folder.
 
     Parameters
@@ -55,8 +67,15 @@ def build_report(
     margin : float
         What an r may differ by from full fine-tuning to be as good, as a fraction.
 
+    Returns
+    -------
+    list of (str, Findings)
+        Of each comparison, its folder's name inside ``out``, empty for the one that is in ``out`` itself.
+
     Notes
     -----
+    A table that these runs do not have is left as it is: in a clone, which lacks predictions, what they made stays.
+
     Runs on different models, rows or settings never meet in a table, but for Table 2, which has a row for each method
     and task: each such comparison gets a folder of its own inside ``out``.
     """
@@ -87,6 +106,24 @@ def build_report(
         _write_config(out / slug / "lora_config.json", findings)
     if figures:
         write_pages(out, found, title=title, settings=settings)
+    return found
+
+
+def clear_report(out: Path) -> None:
+    """Take away a folder's tables, pictures and pages, before it shows other runs: some they would not replace."""
+    others = [path.parent for path in out.glob("*/report.md")]
+    for folder in [*others, out]:
+        for name in TABLES:
+            (folder / "tables" / f"{name}.csv").unlink(missing_ok=True)
+        for name in PICTURES:
+            for suffix in ("svg", "png"):
+                (folder / "figures" / f"{name}.{suffix}").unlink(missing_ok=True)
+        for name in ("report.md", "report.html", "lora_config.json"):
+            (folder / name).unlink(missing_ok=True)
+    for folder in others:
+        for path in (folder / "tables", folder / "figures", folder):
+            with contextlib.suppress(OSError):  # not there, or holding a file of the user's own
+                path.rmdir()
 
 
 def _write_config(path: Path, findings: Findings) -> None:

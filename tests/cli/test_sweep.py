@@ -61,6 +61,15 @@ def test_the_page_has_the_answer_the_rates_and_the_way_to_the_tuning_runs(tuned)
     assert not (folder / "out" / ".live.json").exists()
 
 
+def test_it_ends_with_the_answer(tuned):
+    folder, result = tuned
+    page = (folder / "out" / "report.md").read_text()
+    lines = result.stdout.rstrip("\n").split("\n")
+    said = [line for line in lines[lines.index("]") :] if len(line) > 1 and line in page]
+    assert lines[-1] == "out/report.html" and len(said) == 3, result.stdout
+    assert said[0].startswith("On files, LoRA on q,v: ") or said[0].startswith("What r files needs cannot be told")
+
+
 def test_the_same_command_does_nothing_twice(tuned, monkeypatch):
     folder, _ = tuned
     monkeypatch.chdir(folder)
@@ -126,7 +135,7 @@ def test_alphas_multiply_configurations(tmp_path, monkeypatch):
         (["--tune", "1,1"], "tune must hold each number once"),
         (["--tune", "a"], "must be numbers with commas between"),
         (["--margin", "2"], "2.0 is not in the range 0<x<1"),
-        (["--tune", "1,2", "--tuning-size", "100000"], "--tuning-size (or --eval-size) must be between 1 and"),
+        (["--tune", "1,2", "--tuning-size", "100000"], "--tuning-size (or --eval-size) must be between 2 and"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, options, expected):
@@ -291,3 +300,19 @@ def test_what_another_process_measures_is_set_aside_and_said_at_the_end(tmp_path
         assert list(work._unless(table1(), aside)) == ["a renewal"]
     assert [type(error) for error in aside] == [LockedError] and "be used by one process at a time" in str(aside[0])
     assert work._latency(plan, observer, lambda: False) is True
+
+
+def test_a_folder_that_shows_other_runs_now_has_nothing_left_of_those_before(bench, no_pictures):
+    few = (*SWEEP, "--seeds", "1", "--drop-weights", "--out", "out", "--no-head")
+    assert rankprobe(*few, "--r", "1", "--tune", "0.5,1").exit_code == 0
+    tables, tuning = Path("out/tables"), next(Path("out").glob("*-tuning"))
+    assert (tables / "tuning.csv").is_file() and (tuning / "tables" / "runs.csv").is_file()
+    for path in (Path("out/figures/truncation.svg"), tuning / "report.md"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of before")
+    mine = Path("out/figures/mine.png")
+    mine.write_text("the user's own")
+    assert rankprobe(*few, "--r", "2", "--no-full").exit_code == 0
+    assert len(pd.read_csv(tables / "runs.csv")) == 1 and not (tables / "tuning.csv").exists()
+    assert not Path("out/figures/truncation.svg").exists() and mine.is_file()
+    assert {path.name for path in Path("out").iterdir() if path.is_dir()} == {"tables", "figures"}

@@ -283,3 +283,40 @@ def test_the_report_is_about_the_main_run_before_that_one_is_done(tmp_path):
     folders = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert folders == ["all-MiniLM-L6-v2-docmatch-tuning", "tables"]
     assert pd.read_csv(tmp_path / "out" / "tables" / "methods.csv")["r"].tolist() == [1]
+
+
+def test_without_full_fine_tuning_the_answer_is_against_the_largest_r(tmp_path):
+    runs = [make_run(tmp_path, r=r, accuracy=0.77, seed=seed, n=4000) for r in (2, 8) for seed in (0, 1, 2)]
+    found = find(runs, None, published())
+    assert answer(found)[0].startswith("On docmatch, LoRA on q,v: ") and "r = 8 (the largest)" in answer(found)[0]
+    one = find(runs[:1], None, published())
+    assert "full fine-tuning, which it is measured against, has not finished" in answer(one)[0]
+
+
+def test_a_perplexitys_answer_is_the_tests_one(tmp_path):
+    runs = []
+    noise = np.random.default_rng(0).gamma(4.0, 0.3, 300)
+    tokens = np.random.default_rng(1).integers(5, 30, 300)
+    for method, r in (("full", None), ("lora", 2), ("lora", 8)):
+        for seed in range(3):
+            run = make_run(tmp_path, method=method, r=r, seed=seed, n=300, task="docgen",
+                           metrics=("perplexity", "token_accuracy"))  # fmt: skip
+            losses = tokens * (noise + 1e-4 * np.random.default_rng([seed, r or 0]).normal(0, 1, 300))
+            table = {
+                "row": [f"row{i}" for i in range(300)],
+                "label": tokens,
+                "prediction": tokens // 2,
+                "score": losses,
+            }
+            pd.DataFrame(table).to_csv(Path(run["path"]) / "predictions.csv", index=False)
+            loss = losses.sum() / tokens.sum()
+            run["task"]["labels"] = []
+            run["metrics"] = {"perplexity": np.exp(loss), "token_accuracy": 0.5, "loss": loss}
+            runs.append(run)
+    first = answer(find(runs, None, published()))[0]
+    assert first.startswith(
+        "LoRA on q,v: r = 2 is the smallest r equivalent to full fine-tuning within 2 % in perplexity"
+    )
+    assert "no margin" not in first and "less is better" in first
+    single = answer(find([run for run in runs if run["spec"]["seed"] == 0], None, published()))[0]
+    assert single.startswith("On docgen LoRA with r = ") and "(one seed)" in single

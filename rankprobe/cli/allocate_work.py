@@ -77,4 +77,7 @@ def print_allocation(found: AllocatedRanks, out: Path) -> None:
     click.echo(f"\nTo train with them: rankprobe finetune --r {r} --targets '{found.targets}'{alpha}{dropout}{rslora} "
                f"--rank-pattern {out / PATTERN_FILE}")  # fmt: skip
     click.echo("or in peft: LoraConfig(**json.load(open('lora_config.json')))")
+    if summary["parameters_in_peft"] != summary["parameters"]:
+        click.echo(f"PEFT adapts a fused matrix as one, with the ranks of its parts together: that config trains "
+                   f"{summary['parameters_in_peft']:,} parameters, not {summary['parameters']:,}.")  # fmt: skip
     click.echo(str(out), err=True)

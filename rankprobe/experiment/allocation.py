@@ -105,6 +105,7 @@ def allocate_ranks(cut: CutModel, work: Work, rows: Rows, sensitivity: pd.DataFr
         "rows_trained_on": rows.trained_on,
         "budget": budget,
         "parameters": found.parameters,
+        "parameters_in_peft": peft_parameters(cut, found.ranks),
         "gain": found.gain,
         "slack": found.slack,
         "uniform_r": uniform,
@@ -130,13 +131,9 @@ def lora_config(cut: CutModel, ranks: dict[str, int]) -> dict:
     -----
     PEFT adapts a fused matrix (GPT-2's ``c_attn``) as one, which then has the ranks of its parts together.
     """
-    by_module: dict[str, int] = {}
-    for update in cut.updates:
-        if r := ranks[update.site.name]:
-            by_module[update.site.module] = by_module.get(update.site.module, 0) + r
     spec, model, name = cut.run.spec, cut.model, cut.run.source.name
     config = adapter_config(
-        by_module,
+        _by_module(cut, ranks),
         [path for path, _ in model.named_modules()],
         task=task_type([type(model).__name__]),
         modules_to_save=head_modules(model, cut.head),
@@ -150,6 +147,19 @@ def lora_config(cut: CutModel, ranks: dict[str, int]) -> dict:
         "use_rslora": spec.rslora,
         "inference_mode": False,
     }
+
+
+def _by_module(cut: CutModel, ranks: dict[str, int]) -> dict[str, int]:
+    by_module: dict[str, int] = {}
+    for update in cut.updates:
+        if r := ranks[update.site.name]:
+            by_module[update.site.module] = by_module.get(update.site.module, 0) + r
+    return by_module
+
+
+def peft_parameters(cut: CutModel, ranks: dict[str, int]) -> int:
+    """Parameters of the factors that PEFT trains by :func:`lora_config`: of fused matrices more than the budget's."""
+    return sum(r * sum(cut.model.get_submodule(module).weight.shape) for module, r in _by_module(cut, ranks).items())
 
 
 def write_allocation(out: Path, sensitivity: pd.DataFrame, found: AllocatedRanks) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import peft
 import pytest
+import transformers
 
 from rankprobe.weights.pretrained import find_model, load_classifier
 from tests.cli.lab import FILES, FINETUNE, furnish, rankprobe, refused
+from tests.tiny_models import make_tiny
 
 OUTPUT = {
     "plan.json", "losses", "sensitivity.csv", "allocation.csv", "allocation.json", "check.csv", "lora_config.json",
@@ -158,3 +160,22 @@ def test_a_folder_of_another_run_is_not_overwritten(here):
     rankprobe("allocate", here["lora"], *WHERE, "--budget-r", 1, "--out", "out")
     refused(rankprobe("allocate", here["full"], *WHERE, "--budget-r", 1, "--targets", "q", "--out", "out"), 2,
             "output folder must be of 'allocate full-")  # fmt: skip
+
+
+def test_what_peft_trains_of_fused_matrices_is_said(tmp_path, monkeypatch):
+    """GPT-2's q and v are one matrix of PEFT's, which then has both ranks, over q, k and v together."""
+    monkeypatch.chdir(tmp_path)
+    furnish(Path())
+    make_tiny("gpt2", "gpt2")
+    at = FINETUNE.index("--model") + 1
+    command = (*FINETUNE[:at], "gpt2", *FINETUNE[at + 1 :], "--r", 4, "--lr", "2e-2")
+    assert rankprobe(*command).exit_code == 0
+    run = next(path.name for path in Path("runs").iterdir() if path.name.startswith("lora"))
+    done = rankprobe("allocate", run, "--model", "gpt2", *WHERE[2:], "--budget-r", 2, "--out", "a")
+    assert done.exit_code == 0, done.stderr
+    summary, config = (json.loads(Path("a", name).read_text()) for name in ("allocation.json", "lora_config.json"))
+    base = transformers.AutoModelForSequenceClassification.from_pretrained("gpt2", num_labels=2)
+    model = peft.get_peft_model(base, peft.LoraConfig(**config))
+    trained = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert summary["parameters"] <= summary["budget"] < summary["parameters_in_peft"] == trained
+    assert f"that config trains {trained:,} parameters, not {summary['parameters']:,}" in done.stdout

@@ -1,14 +1,15 @@
-"""What RankCallback costs a training: transformers.Trainer with it and without, at its default settings.
+"""What RankCallback costs a training by transformers.Trainer, at its default settings.
 
 Run with ``OMP_NUM_THREADS=1 python studies/benchmarks/rank_callback.py`` (extras ``offline`` and ``dev``).
 all-MiniLM-L6-v2 is trained on random tokens, fully and by peft's LoRA r = 8 on q and v; the Trainer logs every so many
 steps, and the callback measures q and v of all 6 blocks there as far as its budget allows.
 
-A machine that other guests share changes its speed by a sixth from one half minute to the next, which hides a cost of
-3 %. So a round trains with the callback and without *at once*, a step of the one and then a step of the other, each
-waiting while the other works: both see the same machine, and the ratio of their sums is what the callback costs.
-Everything from one step's beginning to the next is counted, the Trainer's own logging too. Beside the wall time stand
-the process's processor time and what the callback itself says that it took.
+Two trainings, one with it and one without, cannot show a cost of 3 % here: two copies of one model, a step of the one
+and then a step of the other, differ by up to 5 % for a whole training, by where their weights lie in memory. So a
+training is compared with itself. A step on which the callback measured, and the step after it, which finds caches
+cold, are set against the two steps before and the two after those; what they take more, the Trainer's own logging
+included, is the cost of that measurement. Beside it stand the callback's time on all other steps and its start.
+``own_share`` is what it says of itself.
 
 ``full_each`` is the control: the same without a budget, at every logged step, which the figures must show.
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -41,44 +41,38 @@ from rankprobe.weights.source import find_model
 BOUND = 1.03
 DEFAULT = RankCallback().budget
 CASES = {"full": ("full", DEFAULT), "lora": ("lora", DEFAULT), "full_each": ("full", None)}
-WAYS = ("with", "without")
 CODE = ("callback.py", "linalg", "training", "weights")
 
 
-class Turns:
-    """Lets the threads of a round work one at a time, in turn, and keeps the time that each had."""
+class Timed(RankCallback):
+    """The callback, with the time that its start and each of its steps took, whatever it did there."""
 
-    def __init__(self, order: list[str]) -> None:
-        self._order, self._changed = list(order), threading.Condition()
-        self.wall = dict.fromkeys(order, 0.0)
-        self.processor = dict.fromkeys(order, 0.0)
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self.start_s, self.step_s = 0.0, []
 
-    def take(self, way: str) -> None:
-        """Wait for the turn, and start the clocks."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._order[0] == way)
-        self._begun = time.perf_counter(), time.process_time()
+    def on_train_begin(self, *args, **kwargs) -> None:
+        begun = time.perf_counter()
+        super().on_train_begin(*args, **kwargs)
+        self.start_s = time.perf_counter() - begun
 
-    def give(self, way: str, *, last: bool = False) -> None:
-        """Stop the clocks, and let the next one work; ``last``: for good."""
-        self.wall[way] += time.perf_counter() - self._begun[0]
-        self.processor[way] += time.process_time() - self._begun[1]
-        with self._changed:
-            self._order.pop(0)
-            if not last:
-                self._order.append(way)
-            self._changed.notify_all()
+    def on_step_end(self, *args, **kwargs) -> None:
+        begun = time.perf_counter()
+        super().on_step_end(*args, **kwargs)
+        self.step_s.append(time.perf_counter() - begun)
 
 
-class StepByStep(TrainerCallback):
-    """Gives the turn away before each step."""
+class Beginnings(TrainerCallback):
+    """When each step began."""
 
-    def __init__(self, turns: Turns, way: str) -> None:
-        self.turns, self.way = turns, way
+    def __init__(self) -> None:
+        self.at: list[float] = []
 
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        self.turns.give(self.way)
-        self.turns.take(self.way)
+    def on_step_begin(self, *args, **kwargs) -> None:
+        self.at.append(time.perf_counter())
+
+    def on_train_end(self, *args, **kwargs) -> None:
+        self.at.append(time.perf_counter())
 
 
 def make_model(method: str, path: Path) -> nn.Module:
@@ -99,80 +93,67 @@ def make_rows(rows: int, tokens: int) -> list[dict]:
     return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": i % 2} for i, row in enumerate(ids)]
 
 
-def train_both(trainers: dict[str, Trainer], turns: Turns) -> None:
-    """Train step by step in turn; what one of them raises is raised here."""
-    raised = []
+def cost_of_steps(seconds: np.ndarray, measured: list[int]) -> float:
+    """Seconds that measured steps (from 1) and the steps after them took more than their neighbours.
 
-    def work(way: str) -> None:
-        # A thread begins with OpenMP's default, not with what the main one was told.
-        torch.set_num_threads(1)
-        turns.take(way)
-        try:
-            trainers[way].train()
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            turns.give(way, last=True)
-
-    threads = [threading.Thread(target=work, args=(way,)) for way in trainers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if raised:
-        raise raised[0]
+    >>> cost_of_steps(np.array([1.0, 1.0, 1.0, 1.5, 1.1, 1.0, 1.0, 1.0]), [4])
+    0.6000000000000001
+    """
+    cost = 0.0
+    for step in measured:
+        i = step - 1
+        here = seconds[i : i + 2]
+        beside = np.r_[seconds[max(0, i - 2) : i], seconds[i + 2 : i + 4]]
+        cost += here.sum() - len(here) * float(np.median(beside))
+    return float(cost)
 
 
-def one_round(case: str, path: Path, rows: list[dict], batch: int, every: int, order: list[str]) -> tuple[Turns, dict]:
-    """Train with the callback and without; their times, and what the callback says of itself at its last row."""
+def one_round(case: str, path: Path, rows: list[dict], batch: int, every: int) -> tuple[dict, dict]:
+    """A training: seconds in all and without the callback, and what the callback says of itself at its last row."""
     method, budget = CASES[case]
-    turns, trainers = Turns(order), {}
+    callback, beginnings = Timed(budget=budget), Beginnings()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, num_train_epochs=1, per_device_train_batch_size=batch, learning_rate=1e-4,
             logging_steps=every, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        for way in WAYS:
-            callbacks = [RankCallback(budget=budget)] if way == "with" else []
-            model = make_model(method, path)
-            trainers[way] = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=callbacks)
-            trainers[way].add_callback(StepByStep(turns, way))
-            trainers[way].remove_callback(PrinterCallback)
-        train_both(trainers, turns)
-    logged = [row for row in trainers["with"].state.log_history if "rank/cost_share" in row]
-    steps = [row["step"] for row in logged]
-    # Its last row counts the training until then; the rest of the training is in no row.
-    return turns, {"measured_steps": steps, "own_share": logged[-1]["rank/cost_share"] if logged else 0.0}
+        model = make_model(method, path)
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[beginnings, callback])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    logged = [row for row in trainer.state.log_history if "rank/cost_share" in row]
+    measured = [row["step"] for row in logged]
+    seconds = np.diff(beginnings.at)
+    other = sum(took for step, took in enumerate(callback.step_s, 1) if step not in measured)
+    total = float(seconds.sum()) + callback.start_s
+    cost = callback.start_s + other + cost_of_steps(seconds, measured)
+    facts = {"measured_steps": measured, "own_share": logged[-1]["rank/cost_share"] if logged else 0.0}
+    return {"with": total, "without": total - cost}, facts
 
 
 def cost(case: str, found: dict) -> list[dict]:
-    """A row for each way to tell the time: with the callback by without."""
-    facts, rows = found["facts"], []
-    for clock in ("wall", "processor"):
-        used, plain = (np.asarray(found["seconds"][f"{way}, {clock}"]) for way in WAYS)
-        ratios = used / plain
-        few = len(ratios) < 6
-        low, high = (ratios.min(), ratios.max()) if few else median_interval(ratios)
-        judged = case != "full_each"
-        verdict = "met" if high <= BOUND else "missed" if low > BOUND else "undecided"
-        rows.append(
-            {
-                "measure": f"with by without, {clock}", "ratio": float(np.median(ratios)), "low": float(low),
-                "high": float(high), "n": len(ratios), "bound": BOUND if judged else None,
-                "verdict": verdict if judged else "", "with_s": float(np.median(used)),
-                "without_s": float(np.median(plain)), "own_share": float(np.median(facts["own_share"])),
-                "measured_steps": " ".join(map(str, facts["measured_steps"][-1])),
-            }
-        )  # fmt: skip
-    return rows
+    """The row of a case: with the callback by without."""
+    facts, judged = found["facts"], case != "full_each"
+    used, plain = (np.asarray(found["seconds"][way]) for way in ("with", "without"))
+    ratios = used / plain
+    low, high = (ratios.min(), ratios.max()) if len(ratios) < 6 else median_interval(ratios)
+    verdict = "met" if high <= BOUND else "missed" if low > BOUND else "undecided"
+    return [
+        {
+            "measure": "with by without", "ratio": float(np.median(ratios)), "low": float(low), "high": float(high),
+            "n": len(ratios), "bound": BOUND if judged else None, "verdict": verdict if judged else "",
+            "with_s": float(np.median(used)), "own_share": float(np.median(facts["own_share"])),
+            "measured_steps": " ".join(map(str, facts["measured_steps"][-1])),
+        }
+    ]  # fmt: skip
 
 
 @click.command()
-@click.option("--rounds", default=6, show_default=True, type=click.IntRange(1), help="Pairs of trainings a case.")
+@click.option("--rounds", default=8, show_default=True, type=click.IntRange(1), help="Trainings of a case.")
 @click.option("--steps", default=240, show_default=True, type=click.IntRange(1), help="Of a training.")
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--tokens", default=16, show_default=True, type=click.IntRange(1), help="Of a text.")
-@click.option("--every", default=4, show_default=True, type=click.IntRange(1), help="The Trainer's logging_steps.")
+@click.option("--every", default=4, show_default=True, type=click.IntRange(4), help="The Trainer's logging_steps.")
 @click.option("--out", default=RESULTS, type=click.Path(path_type=Path), help="Output folder.")
 def main(rounds: int, steps: int, batch: int, tokens: int, every: int, out: Path) -> None:
     """Measure, print and store the ratios."""
@@ -180,21 +161,19 @@ def main(rounds: int, steps: int, batch: int, tokens: int, every: int, out: Path
 
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
-    torch.set_num_threads(1)
     source, rows = find_model(), make_rows(batch * steps, tokens)
     settings = {"steps": steps, "batch": batch, "tokens": tokens, "every": every, "budget": DEFAULT}
     book = Book("rank_callback", out, code=CODE, model_sha256=source.sha256, **settings)
     for case in CASES:
         book.rows[case] = lambda found, case=case: cost(case, found)
         if book.rounds_of(case) < rounds:
-            one_round(case, source.path, rows[: 4 * batch], batch, every, list(WAYS))  # to warm up
+            one_round(case, source.path, rows[: 8 * batch], batch, every)  # to warm up
         for number in range(book.rounds_of(case), rounds):
-            load, order = os.getloadavg()[0], list(WAYS if number % 2 else reversed(WAYS))
-            turns, facts = one_round(case, source.path, rows, batch, every, order)
+            load = os.getloadavg()[0]
+            seconds, facts = one_round(case, source.path, rows, batch, every)
             for name, value in facts.items():
                 book.case(case)["facts"].setdefault(name, []).append(value)
-            clocks = {"wall": turns.wall, "processor": turns.processor}
-            book.add(case, {f"{way}, {clock}": s[way] for clock, s in clocks.items() for way in WAYS}, load)
+            book.add(case, seconds, load)
             click.echo(f"\r{case}: round {number + 1} of {rounds}", nl=number + 1 == rounds, err=True)
     book.write()
     show(book.table())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankprobe.experiment.data_notes import data_notes
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.fit import check_fit
 from rankprobe.experiment.learning_rates import TUNED_ON
@@ -146,6 +148,8 @@ def plan_study(study: Study, place: Place, *, progress: Progress | None = None) 
                      train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress)
     specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
     check_fit(specs, source, problem=task.problem, num_labels=max(1, len(task.labels)))
+    for note in data_notes(source, task, study.max_length):
+        warnings.warn(note, stacklevel=2)
     runs = tuple(plan_run(spec, source, task, place.runs) for spec in specs)
     wanted = [parse_configuration(text) for text in study.truncate]
     truncate = tuple(run for run in runs if run.spec.seed == study.seed and (run.spec.method, run.spec.r) in wanted)

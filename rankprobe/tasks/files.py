@@ -20,6 +20,8 @@ _FEW_CLASSES = 20
 _MOST_TUNING_ROWS = 2000
 # What pandas and JSON write for a label that is missing, or came of a division by zero.
 _NO_LABEL = ("", "nan", "<na>", "inf", "+inf", "-inf", "infinity", "-infinity")
+# What else stands for a missing one, where all other labels are numbers: beside words, "none" is a class.
+_MISSING = ("na", "n/a", "#n/a", "none", "null", "nil", "-", "--", ".", "?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 # A whole number, as it is or as pandas writes it in a column that has missing ones.
 _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
@@ -228,6 +230,13 @@ def _classes(path: Path, records: Sequence[Record]) -> tuple[str, ...]:
     names = {record.values[0].strip() for record in records}
     if all(_WHOLE.fullmatch(name) for name in names):
         names = {_WHOLE.fullmatch(name)[1] for name in names}
+    numbers = {name for name in names if _NUMBER.fullmatch(name)}
+    if numbers and all(name.lower() in _MISSING for name in names - numbers):
+        for record in records:
+            if record.values[0].strip() in names - numbers:
+                what, next_step = f"The label on line {record.line} of {path}", "Fill it in, or remove the row"
+                rule = "be a number, as all others are"
+                raise UsageError(must(what, rule, repr(record.values[0]), next_step))
     if len(names) > _FEW_CLASSES and 2 * len(names) > len(records):
         got = f"{len(names)} different labels in {len(records)} rows, {min(names)!r} one of them"
         raise UsageError(

@@ -24,7 +24,7 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>A|B)(\.(?P<adapter>[^.]+)
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<factor>A|B)(\.(?P<adapter>[^.]+))?")
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(\.default)?\.(?P<leaf>.+)")
 # What makes the update something else than scaling * B @ A, or B and A something else than two factors of one layer.
-_NOT_PLAIN = ("use_dora", "use_qalora", "kasa_config", "use_bdlora", "layer_replication")
+_NOT_PLAIN = ("use_dora", "use_qalora", "kasa_config", "use_bdlora", "layer_replication", "alora_invocation_tokens")
 # Starts that take the first B @ A out of the base's weights.
 _MOVES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _RESIZE = "Train the adapter again, or correct adapter_config.json"

@@ -149,7 +149,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     import torch
 
-    tokenizer = _load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     # fork_rng without devices: the model is built on the CPU, and asking for CUDA's state would start CUDA.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -221,7 +221,7 @@ def _bad_config(error: Exception, folder: Path) -> UsageError:
     return UsageError(must("config.json", "have fields of the right type", got, "Correct it"))
 
 
-def _load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     # Asked first: without files transformers 5 builds a tokenizer with an empty vocabulary and says nothing.
@@ -257,8 +257,10 @@ def _takes_token_types(config: PretrainedConfig) -> bool:
 
 def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> None:
     """Give decoders a pad token; models read texts padded on the right, whatever their tokenizer's habit."""
-    if getattr(model.config, "summary_type", None) == "last":
-        got = f"{model.config.model_type}, whose head reads a row's last position, in {source.path}"
+    reads = {"xlnet": "whose head reads a row's last position"}
+    reads |= dict.fromkeys(("fnet", "funnel"), "which mixes padding into every row")
+    if (kind := model.config.model_type) in reads:
+        got = f"{kind}, {reads[kind]}, in {source.path}"
         raise UsageError(must("The model", "read texts that are padded on the right", got, "Choose another model"))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from rankprobe.weights.architecture import kind_of, weight_sites
 from rankprobe.weights.fused import setting
+from rankprobe.weights.matching import INNER_WRAPPERS
 
-# A wrapper's prefix that a training loop left in the names: no model is loaded with it.
-_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+# What a training loop left in the names, before all or (block by block) inside: no model is loaded with it.
+_WRAPPERS = re.compile(rf"^(module\.|_orig_mod\.)+|{INNER_WRAPPERS}")
 _OLD_NORM = re.compile(r"(LayerNorm|layer_norm)\.(gamma|beta)$")
 _NEW_NORM = {"gamma": "weight", "beta": "bias"}
 # DeBERTa reads these embeddings by attribute instead of calling the module: factors beside them would not be seen.

@@ -297,3 +297,16 @@ def test_hints_for_what_spreadsheets_write(tmp_path):
     expect("Save it with commas: its columns have ';' between them", read_records, tmp_path / "b.csv", ["text"])
     (tmp_path / "c.csv").write_text("text\tlabel\ngood\tx\n")
     expect(r"Got the columns text\\tlabel\. Rename it to \.tsv", read_records, tmp_path / "c.csv", ["text"])
+
+
+@pytest.mark.parametrize("missing", ["NA", "n/a", "None", "null", "#N/A", "-", "?"])
+def test_what_stands_for_a_missing_number_is_no_class(spec, missing):
+    spec.train.write_text(tsv([("0", "a"), ("1", "b"), (missing, "c"), ("1", "d")]))
+    expect("The label on line 4 of .* must be a number, as all others are. Got", load_files, spec)
+
+
+def test_none_is_a_class_beside_words(spec):
+    """As in stance detection."""
+    for path in (spec.train, spec.eval):
+        path.write_text(tsv([(stance, f"{path.stem} {stance}") for stance in ("favor", "against", "none")]))
+    assert load_files(spec).labels == ("against", "favor", "none")

@@ -213,6 +213,7 @@ def test_parameters_that_are_targets_by_their_own_names_alone_are_left_out_too(t
     ({"peft_type": "IA3"}, "peft_type LORA. Got IA3"),
     ({"peft_type": None}, "peft_type LORA. Got None"),
     ({"use_dora": True}, "plain B @ A. Got use_dora: true"),
+    ({"alora_invocation_tokens": [5, 6]}, "plain B @ A. Got alora_invocation_tokens"),
     ({"use_qalora": True}, "use_qalora"),
     ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
     ({"r": 3}, "Got 2 in the factors of layers.0.q_proj, 3 in adapter_config.json"),

@@ -1,11 +1,14 @@
 """Pairs of two models: what is compared with what, for every way in which two sides of one tuning differ."""
 
 import math
+import re
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
+from rankprobe import extract
 from rankprobe.errors import UsageError
 from rankprobe.methods.full import full_deltas
 from rankprobe.weights.adapter import open_peft
@@ -78,6 +81,22 @@ def test_prefixes_are_taken_off(of_base, of_tuned):
     for m in pairing.matrices:
         assert torch.equal(m.delta().W0, W0[of_base + m.parameter.removeprefix(of_tuned)])
     assert "Names matched after taking" in pairing.notes[0]
+
+
+@pytest.mark.parametrize("wrapper", ["_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module"])
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_what_wraps_single_blocks_is_taken_off(wrapper, side, tmp_path):
+    W0 = bert_like()
+    W1 = nudged(W0)
+    plain = extract(W0, W1, rank=2)
+    wrapped = [{re.sub(r"(layer\.\d+\.)", rf"\1{wrapper}.", name): t for name, t in W.items()} for W in (W0, W1)]
+    pairing = pair(Memory(wrapped[0] if side == "base" else W0), Memory(wrapped[1] if side == "tuned" else W1))
+    assert len(pairing.matrices) == 1 + 2 * 4 and pairing.only_base == pairing.only_tuned == []
+    expected = pair(Memory(W0), Memory(W1)).matrices
+    assert {(m.layer, m.kind) for m in pairing.matrices} == {(m.layer, m.kind) for m in expected}
+    done = extract(W0, wrapped[1], tmp_path / "adapter", rank=2)
+    assert done.summary["kept_energy"] == pytest.approx(plain.summary["kept_energy"])
+    assert not any(wrapper in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
 
 
 def test_a_prefix_that_not_all_names_have():

@@ -126,12 +126,15 @@ def test_token_types_that_the_model_does_not_have_are_not_passed(kind, tmp_path)
     assert kept(["a"], ["b"])["token_type_ids"][0] == [0, 0, 0, 1, 1]
 
 
-def test_a_model_whose_head_reads_the_last_position_is_refused(tmp_path):
-    sizes = {"vocab_size": 300, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
-    transformers.XLNetModel(transformers.XLNetConfig(**sizes)).save_pretrained(tmp_path)
+@pytest.mark.parametrize("config", [
+    transformers.XLNetConfig(vocab_size=300, d_model=16, n_layer=1, n_head=2, d_inner=16),
+    transformers.FNetConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, intermediate_size=16),
+], ids=lambda config: config.model_type)  # fmt: skip
+def test_a_model_whose_answer_hangs_on_its_rows_padding_is_refused(config, tmp_path):
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     for file in make_tiny("bert", tmp_path / "bert").glob("tokenizer*"):
         shutil.copy(file, tmp_path / file.name)
-    with pytest.raises(UsageError, match=r"read texts that are padded on the right\. Got xlnet"):
+    with pytest.raises(UsageError, match=rf"read texts that are padded on the right\. Got {config.model_type}, wh"):
         load_classifier(find_model(tmp_path), 2, seed=0)
 
 

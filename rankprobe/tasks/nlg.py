@@ -16,6 +16,8 @@ E2E_FILES: Mapping[str, str] = {"train": "trainset.csv", "tuning": "devset.csv",
 # The slots that microsoft/LoRA, after Li & Liang (2021), calls otherwise.
 _SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 _SLOT = re.compile(r"([^\[\],]+)\[([^\[\]]*)\]")
+# The letters of SMILES and of reactions in it (Weininger 1988; opensmiles.org): a comma is of a CSV, a "_" of a name.
+_SMILES = re.compile(r"[A-Za-z0-9@+\-\[\]()=#$:/\\.%*~>&]+")
 
 
 def load_texts(name: str, data_dir: Path | str | None) -> dict[str, tuple[Example, ...]]:
@@ -94,8 +96,12 @@ def _e2e_rows(path: Path) -> tuple[Example, ...]:
 
 def _smiles_rows(path: Path) -> dict[str, tuple[Example, ...]]:
     # In a .smi file a name may follow the molecule.
-    lines = [record.values[0].split() for record in read_records(path, (0,), file_format="tsv", header=False,
-                                                                 skip_short=True)]
+    records = read_records(path, (0,), file_format="tsv", header=False, skip_short=True)
+    lines = [record.values[0].split() for record in records]
+    for record, fields in zip(records, lines, strict=True):
+        if fields and (_SMILES.fullmatch(fields[0]) is None or fields[0].isdigit() or fields[0].lower() == "smiles"):
+            rule, next_step = "begin with a molecule's SMILES", "Leave headers out, and put the molecules first"
+            raise UsageError(must(f"Line {record.line} of {path}", rule, repr(fields[0][:80]), next_step))
     molecules = [(str(row), fields[0]) for row, fields in enumerate(lines) if fields]
     rows: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for row, molecule in sorted(molecules, key=lambda pair: hashlib.sha256(pair[1].encode("utf-8")).digest()):

@@ -84,7 +84,7 @@ def wrong(tmp_path_factory):
         (["--train", "list.jsonl"], "list.jsonl line 2 must be one JSON object. Got a JSON list"),
         (["--no-header", "--text", "0", "--label", "5"], "must have a column '5'. Got the columns 0, 1"),
         (["--train-size", 41], "--train-size must be between 1 and the train rows there are, 40. Got 41"),
-        (["--eval-size", 1000], "--eval-size must be between 1 and the eval rows there are, 20. Got 1000"),
+        (["--eval-size", 1000], "--eval-size must be between 2 and the eval rows there are, 20. Got 1000"),
         (["--train-size", 1], "at least two labels"),
         # LoRA
         (["--r", 0], "r must be at least 1. Got 0"),

@@ -16,7 +16,8 @@ from rankprobe.experiment.fit import check_length
 from rankprobe.experiment.models import pick_attention
 from rankprobe.experiment.parameters import Counts, Setting, count
 from rankprobe.methods.apply import apply_method
-from rankprobe.methods.lora import LoRALayer, unload_lora
+from rankprobe.methods.lora import unload_lora
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.training.precision import autocast
 from rankprobe.weights.lacking import stored_names
 from rankprobe.weights.pretrained import load_classifier, load_config

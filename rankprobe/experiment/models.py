@@ -18,7 +18,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from rankprobe.experiment.spec import RunSpec
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
-from rankprobe.methods.lora import LoRALayer, load_lora, save_lora
+from rankprobe.methods.lora import load_lora, save_lora
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.weights.adapter import load_adapter
 from rankprobe.weights.pretrained import load_causal_lm, load_classifier, quiet_transformers
 from rankprobe.weights.run_folder import WHOLE_MODEL

@@ -14,7 +14,8 @@ from rankprobe.errors import WorkError, must
 from rankprobe.experiment.models import Prepared, load_base, set_dropout
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.methods.apply import apply_method
-from rankprobe.methods.lora import LoRALayer, unload_lora
+from rankprobe.methods.lora import unload_lora
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.methods.packed_lora import LoneState, Pack, load_state, lone_state
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from rankprobe.methods.bitfit import apply_bitfit
 from rankprobe.methods.bottleneck import apply_bottleneck
 from rankprobe.methods.full import unfreeze
 from rankprobe.methods.head import freeze_all_but
-from rankprobe.methods.lora import LoRALayer, apply_lora
+from rankprobe.methods.lora import apply_lora
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.methods.prefix import apply_prefix, apply_prompt
 from rankprobe.methods.random_subspace import RandomSubspace
 from rankprobe.methods.top_layers import apply_top_layers

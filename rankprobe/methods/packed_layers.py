@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
+from rankprobe.methods.lora_layer import AdaptedLinear
 from rankprobe.weights.architecture import WeightSite
 
 
@@ -42,7 +43,7 @@ class Slot:
         return len(self.shape) > 1
 
 
-class PackedLoRALayer(nn.Module):
+class PackedLoRALayer(AdaptedLinear):
     """A frozen linear layer plus, for each member, low-rank updates of all or parts of its output.
 
     Parameters
@@ -70,19 +71,9 @@ class PackedLoRALayer(nn.Module):
         B: list[Slot],
         scalings: list[Tensor],
     ) -> None:
-        super().__init__()
-        self.base, self.sites, self.A, self.B, self.scalings = base, sites, A, B, scalings
+        super().__init__(base, sites)
+        self.A, self.B, self.scalings = A, B, scalings
         self.rows = 0
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The base's, as :attr:`rankprobe.methods.lora.LoRALayer.weight`."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        """The base's."""
-        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer's output, shape (rows, ..., out_features)."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
-from rankprobe.methods.lora import LoRALayer
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.methods.packed_layers import PackedLoRALayer, Slot, pack_head_module
 from rankprobe.weights.architecture import WeightSite
 

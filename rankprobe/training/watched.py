@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rankprobe.errors import UsageError, must
 from rankprobe.linalg.decompose import singular_values, svdvals_factored
-from rankprobe.methods.lora import LoRALayer
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.weights.architecture import WeightSite, model_config, model_shapes
 from rankprobe.weights.checkpoint import Checkpoint
 from rankprobe.weights.fused import Rows
@@ -60,7 +60,7 @@ class FactoredUpdate:
     ----------
     site : WeightSite
     layer : nn.Module
-        peft's LoRA layer or a :class:`~rankprobe.methods.lora.LoRALayer`; read at every measurement.
+        peft's LoRA layer or a :class:`~rankprobe.methods.lora_layer.LoRALayer`; read at every measurement.
     """
 
     site: WeightSite

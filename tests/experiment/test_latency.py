@@ -19,7 +19,8 @@ from rankprobe.experiment.latency import execute_latency, plan_latency
 from rankprobe.experiment.latency_variants import Architecture, as_callers, build_models, inputs_of, variant_names
 from rankprobe.experiment.store import finished, read_latency
 from rankprobe.methods.bottleneck import Bottleneck
-from rankprobe.methods.lora import LoRALayer, lora_layers, unload_lora
+from rankprobe.methods.lora import lora_layers, unload_lora
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.weights.source import DEFAULT_SHA256, ModelSource, find_model
 from tests.tiny_models import make_tiny
 

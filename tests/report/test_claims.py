@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rankprobe.methods.lora import LoRALayer
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.paper.published import published
 from rankprobe.report.claims import claims_table
 from rankprobe.report.claims_rank import full_energy_shares

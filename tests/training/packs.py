@@ -16,7 +16,7 @@ from torch import nn
 from rankprobe.experiment.models import set_dropout
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
-from rankprobe.methods.lora import LoRALayer
+from rankprobe.methods.lora_layer import LoRALayer
 from rankprobe.methods.packed_lora import LoneState, Pack, lone_state
 from rankprobe.training.packed import train_packed
 from rankprobe.training.train import TrainResult, train

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankprobe.errors import UsageError, must
-from rankprobe.tasks.records import Record, read_records
+from rankprobe.tasks.records import Record, format_of, read_records
 from rankprobe.tasks.task import Example
 
 # A label column with more kinds than this, and more than half as many as rows, holds scores or texts.
@@ -25,6 +25,8 @@ _MISSING = ("na", "n/a", "#n/a", "none", "null", "nil", "-", "--", ".", "?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 # A whole number, as it is or as pandas writes it in a column that has missing ones.
 _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
+# A field that had to be quoted for the quotes in it, which stand twice there.
+_CSV_QUOTED = re.compile(r'"(?=.*"".*")([^"]|"")*"', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
         splits.append(make_examples(records, found))
     train_rows, eval_rows = splits
     _look_for_training_rows(spec, train_rows, eval_rows)
+    for path, rows in ((train_path, train_rows), (eval_path, eval_rows)):
+        _look_for_quotes(spec, path, rows)
     if split == "tuning":
         train_rows, eval_rows = hold_out(train_rows, eval_rows)
         need_two_labels(f"{train_path} (its last tenth, the tuning rows)", [row.label for row in eval_rows])
@@ -155,6 +159,17 @@ def _look_for_training_rows(spec: FileSpec, train: Sequence[Example], evaluation
     if shared:
         warnings.warn(f"{shared} of the {len(evaluation)} rows of {spec.eval} are in {spec.train} too, whatever their "
                       "labels: scores on them are not of new rows. Remove them from one of the two", stacklevel=3)
+
+
+def _look_for_quotes(spec: FileSpec, path: Path, rows: Sequence[Example]) -> None:
+    """Warn of texts that a CSV writer quoted, which a TSV file is not: pandas does so with ``sep="\\t"``."""
+    if format_of(path, spec.file_format) != "tsv":
+        return
+    quoted = sum(any(text and _CSV_QUOTED.fullmatch(text) for text in _texts(row)) for row in rows)
+    if quoted:
+        warnings.warn(f"{quoted} of the {len(rows)} rows of {path} have a text in quotes with quotes doubled in it, as CSV "
+                      "writes them; TSV is read as it stands, quotes included. Write it as .csv, or without quoting",
+                      stacklevel=3)
 
 
 def make_examples(records: Sequence[Record], labels: Sequence[int | float]) -> tuple[Example, ...]:

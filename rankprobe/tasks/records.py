@@ -64,7 +64,7 @@ def read_records(
         If the file is missing, empty, in another encoding or badly formed, or lacks a column.
     """
     path = Path(path)
-    kind = _format(path, file_format)
+    kind = format_of(path, file_format)
     text = _text(path, encoding)
     if kind == "jsonl":
         records = list(_json_records(path, text, [str(name) for name in wanted]))
@@ -77,7 +77,14 @@ def read_records(
     return records
 
 
-def _format(path: Path, file_format: str | None) -> str:
+def format_of(path: Path, file_format: str | None) -> str:
+    """``tsv``, ``csv`` or ``jsonl``: what is asked for, or what the file's suffix says.
+
+    Raises
+    ------
+    UsageError
+        If it is none of them.
+    """
     if file_format is not None and file_format not in FORMATS.values():
         raise UsageError(must("format", "be tsv, csv or jsonl", repr(file_format), "Pass one of them"))
     found = file_format or FORMATS.get(path.suffix.lower())

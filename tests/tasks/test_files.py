@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from rankprobe.errors import UsageError
@@ -226,6 +228,22 @@ def test_first_rows_of_a_sorted_file_have_one_label(spec, tmp_path):
     assert len(load_task("files", files=files).train) == 40
     with pytest.raises(UsageError, match="The first 10 rows of .* at least two labels.*shuffle"):
         load_task("files", files=files, train_size=10)
+
+
+def test_texts_that_pandas_quoted_in_a_tsv_are_told(spec, tmp_path):
+    texts = ['said "so"', 'plain', '"all of it"', 'a "b" c']
+    table = pd.DataFrame({"label": ["good", "bad"] * 2, "text": texts})
+    for name, options in (("pandas.tsv", {"sep": "\t"}), ("pandas.csv", {})):
+        table.to_csv(tmp_path / name, index=False, **options)
+    with pytest.warns(UserWarning, match=r"3 of the 4 rows of .*pandas.tsv have a text in quotes.*Write it as .csv"):
+        load_files(replace(spec, train=tmp_path / "pandas.tsv"))
+    # What people write themselves: quotes around a text or within it, or around nothing.
+    own = ['"all of it"', '""', '"a" and "b"', 'he said ""']
+    (tmp_path / "own.tsv").write_text(tsv([("good", "new"), *(("bad", text) for text in own)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [row.text for row in load_files(replace(spec, train=tmp_path / "pandas.csv")).train] == texts
+        assert [row.text for row in load_files(replace(spec, train=tmp_path / "own.tsv")).train] == ["new", *own]
 
 
 def many(n, start=0, label=lambda i: ("good", "bad")[i % 2]):

@@ -167,8 +167,8 @@ def _look_for_quotes(spec: FileSpec, path: Path, rows: Sequence[Example]) -> Non
         return
     quoted = sum(any(text and _CSV_QUOTED.fullmatch(text) for text in _texts(row)) for row in rows)
     if quoted:
-        warnings.warn(f"{quoted} of the {len(rows)} rows of {path} have a text in quotes with quotes doubled in it, as CSV "
-                      "writes them; TSV is read as it stands, quotes included. Write it as .csv, or without quoting",
+        warnings.warn(f"{quoted} of the {len(rows)} rows of {path} have a text in quotes with quotes doubled in it, as "
+                      "CSV writes them; TSV is read as it stands, quotes included. Write it as .csv or without quoting",
                       stacklevel=3)
 
 

@@ -5,11 +5,11 @@ all-MiniLM-L6-v2 is trained on random tokens, fully and by peft's LoRA r = 8 on 
 steps, and the callback measures q and v of all 6 blocks there as far as its budget allows.
 
 Two trainings, one with it and one without, cannot show a cost of 3 % here: two copies of one model, a step of the one
-and then a step of the other, differ by up to 5 % for a whole training, by where their weights lie in memory. So a
-training is compared with itself. A step on which the callback measured, and the step after it, which finds caches
-cold, are set against the two steps before and the two after those; what they take more, the Trainer's own logging
-included, is the cost of that measurement. Beside it stand the callback's time on all other steps and its start.
-``own_share`` is what it says of itself.
+and then a step of the other, differ by up to 5 % for a whole training (commit cbff90c measured that way), by where
+their weights lie in memory. So a training is compared with itself. A step on which the callback measured, and the step
+after it, which finds caches cold, are set against the two steps before and the two after those; what they take more,
+the Trainer's own logging included, is the cost of that measurement. Beside it stand the callback's time on all other
+steps and its start. ``own_share`` is what it says of itself.
 
 ``full_each`` is the control: the same without a budget, at every logged step, which the figures must show.
 """

@@ -11,11 +11,11 @@ from rankprobe.experiment.pair_files import read_pairs
 from rankprobe.experiment.store import load_runs, read_latency
 from rankprobe.paper.published import published
 from rankprobe.report.answer import answer
+from rankprobe.report.cells import Code
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured
 from rankprobe.report.intrinsic import curve_table, dimensions_table
-from rankprobe.report.lora_config import answered_config, as_python
-from rankprobe.report.numbers import learning_rate
+from rankprobe.report.rank_cells import answer_blocks
 from rankprobe.report.report import build_report
 from rankprobe.report.table1 import table_1
 
@@ -59,16 +59,17 @@ def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) ->
 
 
 def answer_lines(found: list[tuple[str, Findings]]) -> list[str]:
-    """What a report's runs answer, a paragraph each, and the config for peft where an r is named."""
+    """What a report's runs answer, a paragraph each: the page's sentences, its notes, the config for peft."""
     lines = []
     for slug, findings in found:
         if not findings.runs or findings.runs[0]["spec"]["split"] == "tuning":
             continue
         lines += [f"{slug}: {sentence}" if slug else sentence for sentence in answer(findings)]
-        for targets, settled in findings.answers.items():
-            if answered := answered_config(findings.runs, targets, settled):
-                rate = learning_rate(answered.lr)
-                lines.append(f"For peft, at a peak learning rate of {rate}: {as_python(answered.config)}")
+        for block in answer_blocks(findings):
+            if isinstance(block, Code):
+                lines[-1] += f" {block.text}"
+            elif isinstance(block, str):
+                lines.append(block)
     return lines
 
 

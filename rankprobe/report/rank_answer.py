@@ -138,24 +138,21 @@ def rank_answer(
         n_rows=n_rows,
     )
     found = min((r for r in order if rows[r]["equivalent"] == YES), default=None)
-    beside = (*notes(made, asked), *_of_several(tried), *_best_reference(0 if stands_in else reference.tried))
+    beside = (*notes(made, asked), *_best_of_several(tried, 1 if stands_in else reference.tried))
     return RankAnswer(found, sentence(made, asked), beside, made, asked)
 
 
-def _best_reference(tried: int) -> tuple[str, ...]:
-    if tried < 2:
-        return ()
-    return (f"Full fine-tuning is the best of {tried} rates on these very rows, which makes it harder for an r to be "
-            "as good.",)  # fmt: skip
-
-
-def _of_several(tried: dict[int, int]) -> tuple[str, ...]:
-    if not tried:
-        return ()
-    names = ", ".join(f"r = {r} (of {n})" for r, n in sorted(tried.items()))
-    return (f"The best of several settings on these very rows stands for {names}: p of equivalence is multiplied by "
-            "their number (Bonferroni), and its interval is wider. Rates that are chosen on tuning rows, with --tune, "
-            "cost nothing.",)  # fmt: skip
+def _best_of_several(tried: dict[int, int], tried_full: int) -> list[str]:
+    said = []
+    if tried:
+        names = ", ".join(f"r = {r} (of {n})" for r, n in sorted(tried.items()))
+        said.append(f"The best of several settings on these very rows stands for {names}: p of equivalence is "
+                    "multiplied by their number (Bonferroni), and its interval is wider. Rates that are chosen on "
+                    "tuning rows, with --tune, cost nothing.")
+    if tried_full > 1:
+        said.append(f"Full fine-tuning is the best of {tried_full} settings on these very rows, which makes it harder "
+                    "for an r to be as good.")
+    return said
 
 
 def answers_by_targets(runs: list[dict], *, margin: float = MARGIN) -> dict[str, RankAnswer]:

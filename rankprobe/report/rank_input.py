@@ -10,7 +10,14 @@ import numpy as np
 
 from rankprobe.errors import UsageError, must
 from rankprobe.report import numbers as say
-from rankprobe.report.comparison import configurations, full_reference, lora_groups, one_comparison, predictions
+from rankprobe.report.comparison import (
+    configurations,
+    finished_ok,
+    full_reference,
+    lora_groups,
+    one_comparison,
+    predictions,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class Configuration:
         Arrays of shape (n,), ``scores`` may be None; the same rows in the same order for all seeds and configurations.
         None in place of the three for a seed whose training diverged.
     tried : int
-        How many settings of this r (learning rates, alphas) were scored on these rows, of which this is the best.
+        How many settings of this r, or of full fine-tuning (learning rates, alphas, epochs), were scored on these rows,
+        of which this is the best.
     """
 
     label: str
@@ -76,15 +84,20 @@ def sweep_of(runs: list[dict], targets: str) -> tuple[list[Configuration], Confi
         spec = group[0]["spec"]
         if spec["method"] == "lora" and spec["targets"] == targets and not spec.get("rank_pattern"):
             by_r.setdefault(spec["r"], group)
-            tried[spec["r"]] += 1
+            tried[spec["r"]] += _was_scored(group)
     by_r |= {r: whole[ok[0]["run_id"]] for r, ok in lora_groups(runs, targets).items()}
     full = full_reference(groups)
     rows: dict[str, np.ndarray] = {}
-    found = [replace(_configuration(by_r[r], rows), tried=tried[r]) for r in sorted(by_r)]
+    found = [replace(_configuration(by_r[r], rows), tried=max(1, tried[r])) for r in sorted(by_r)]
     if not full:
         return found, None
-    rates = sum(group[0]["spec"]["method"] == "full" for group in groups)
-    return found, replace(_configuration(whole[full[0]["run_id"]], rows), tried=rates)
+    tried_full = sum(_was_scored(group) for group in groups if group[0]["spec"]["method"] == "full")
+    return found, replace(_configuration(whole[full[0]["run_id"]], rows), tried=tried_full)
+
+
+def _was_scored(group: list[dict]) -> bool:
+    """Whether a setting was a candidate at all: one of which every run diverged or crashed is not."""
+    return bool(finished_ok(group))
 
 
 def _configuration(group: list[dict], rows: dict[str, np.ndarray]) -> Configuration:

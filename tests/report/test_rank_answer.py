@@ -312,6 +312,23 @@ def test_runs_make_a_sweep(tmp_path):
     assert sweep_of(runs[3:], "q,v")[1] is None
 
 
+def test_settings_without_a_finished_run_were_not_tried(tmp_path):
+    runs = [make_run(tmp_path, method="full", seed=s, accuracy=0.80) for s in (0, 1, 2)]
+    runs += [make_run(tmp_path, r=8, seed=s, accuracy=0.80) for s in (0, 1, 2)]
+    without = rank_answer(*sweep_of(runs, "q,v"), margin=0.05)
+    runs += [make_run(tmp_path, r=8, seed=s, lr=9e-3, status="diverged", note="lr") for s in (0, 1, 2)]
+    runs += [make_run(tmp_path, method="full", seed=s, lr=9e-3, status="failed", note="lr") for s in (0, 1, 2)]
+    (swept,), reference = sweep_of(runs, "q,v")
+    assert swept.tried == reference.tried == 1
+    found = rank_answer([swept], reference, margin=0.05)
+    pd.testing.assert_frame_equal(found.table, without.table)
+    assert found.text == without.text and found.notes == without.notes
+    # One seed of a setting is enough to choose by it.
+    runs += [make_run(tmp_path, seed=0, lr=5e-3, note="5", **kind) for kind in ({"r": 8}, {"method": "full"})]
+    (swept,), reference = sweep_of(runs, "q,v")
+    assert swept.tried == reference.tried == 2
+
+
 def test_runs_without_predictions_or_of_other_rows_are_refused(tmp_path):
     runs = [make_run(tmp_path, method="full", seed=0), make_run(tmp_path, r=8, seed=0)]
     file = tmp_path / runs[1]["run_id"] / "predictions.csv"
@@ -340,6 +357,6 @@ def test_what_is_said_of_several_settings_is_of_what_was_tested():
     left_out = replace(lora(4, 0.0, n=1), tried=5)
     found = rank_answer([lora(8, 0.0), left_out], replace(full(), tried=4))
     assert not any("Bonferroni" in note for note in found.notes)
-    assert any("Full fine-tuning is the best of 4 rates on these very rows" in note for note in found.notes)
+    assert any("Full fine-tuning is the best of 4 settings on these very rows" in note for note in found.notes)
     stands_in = rank_answer([replace(lora(8, 0.0), tried=3), lora(4, 0.0)])
     assert not any("Bonferroni" in note for note in stands_in.notes)

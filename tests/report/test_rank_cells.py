@@ -1,8 +1,10 @@
 """The answer on the page: its sentence first, a table for each choice of targets, nothing where seeds are too few."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from rankprobe.cli.render import answer_lines
 from rankprobe.paper.published import published
 from rankprobe.report.answer import answer
 from rankprobe.report.cells import Table
@@ -61,6 +63,32 @@ def test_one_seed_gives_no_table_and_several_targets_one_each(tmp_path):
     blocks = answer_blocks(find(runs, None, published()))
     assert [isinstance(b, Table) for b in blocks] == [False, True, False, True]
     assert blocks[0].startswith("LoRA on q,v: r = 8") and blocks[2].startswith("LoRA on q,k,v,o: r = 8")
+
+
+def test_the_level_of_an_interval_is_said_where_it_is_another(tmp_path):
+    runs = sweep(tmp_path, {4: 0.797, 8: 0.797})
+    (table,) = answer_blocks(find(runs, None, published()))
+    assert not any(row[3].small for row in table.rows) and "wider" not in table.caption
+    runs += [make_run(tmp_path, r=8, seed=s, accuracy=0.75, n=4000, lr=9e-3, note="lr") for s in range(3)]
+    said, table = answer_blocks(find(runs, None, published()))
+    assert [row[3].small for row in table.rows] == ["", "", "95 %"]
+    assert "own, 90 %, wider where the best of several settings stands for an r, whose p is multiplied" in table.caption
+    assert "stands for r = 8 (of 2)" in said
+
+
+def test_the_terminal_says_what_the_page_says(tmp_path):
+    runs = sweep(tmp_path, {8: 0.797}) + sweep(tmp_path, {8: 0.797}, targets="q,k,v,o")
+    runs += [make_run(tmp_path, r=8, seed=s, accuracy=0.75, n=4000, lr=9e-3, note="lr") for s in range(3)]
+    found = find(runs, None, published())
+    for run in runs:  # of a spectrum the config needs the names alone
+        names = [f"bert.encoder.layer.0.attention.self.{kind}.weight" for kind in ("query", "value")]
+        pd.DataFrame({"name": names}).to_csv(f"{run['path']}/ranks.csv", index=False)
+    lines = answer_lines([("", found)])
+    assert lines[:3] == answer(found)
+    assert lines[3].startswith("LoRA on q,v: r = 8 is the smallest") and "(of 2)" in lines[4]
+    config = 'LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]'
+    assert lines[5].startswith(f"For peft, at a peak learning rate of 1e-3: {config}")
+    assert lines[6].startswith("LoRA on q,k,v,o: r = 8") and lines[7].startswith("For peft, at") and len(lines) == 8
 
 
 def test_without_predictions_there_is_no_answer(tmp_path):

@@ -15,6 +15,7 @@ import torch
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.latency_variants import (
+    BASE,
     Architecture,
     as_callers,
     build_models,
@@ -169,7 +170,7 @@ def execute_latency(
         device = device_record(spec.device, spec.threads)
         parts = Parts(plan.folder, json.dumps([plan.run_id, device, versions()], sort_keys=True))
         order = sorted(range(len(spec.shapes)), key=lambda i: (spec.shapes[i][0] * spec.shapes[i][1], i))
-        callers, built_for, build = {}, None, True
+        callers, make, built_for, build = {}, None, None, True
         for place, i in enumerate(order):
             if str(i) in parts:
                 continue
@@ -183,6 +184,7 @@ def execute_latency(
                 callers.clear()  # before the next are made: those of GPT-2 medium take 9 GB
                 models = build_models(plan.source, spec, bottlenecks)
                 callers, built_for, build = as_callers(models, plan.source, spec), bottlenecks, False
+                make = inputs_of(models[BASE].config, spec, mask=isinstance(plan.source, ModelSource))
                 del models
             start = time.perf_counter()
 
@@ -191,7 +193,7 @@ def execute_latency(
 
             table = measure_latency(
                 callers,
-                inputs_of(plan.source, spec),
+                make,
                 [shape],
                 budget_s=max(0.0, spec.budget_s - _spent(parts)) / (len(order) - place),
                 aa_width=_AA_WIDTH,

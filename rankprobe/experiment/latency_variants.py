@@ -90,7 +90,7 @@ def build_models(
     UsageError
         If a shape is longer than the model has positions, or a method does not fit the model.
     """
-    base = _random_base(source, spec) if isinstance(source, Architecture) else _pretrained_base(source, spec)
+    base = _random_base(source) if isinstance(source, Architecture) else _pretrained_base(source, spec)
     check_length(max(length for _, length in spec.shapes), base, "a shape's length")
     generator = torch.Generator().manual_seed(0)
     models = {BASE: base}
@@ -137,13 +137,21 @@ def as_callers(
     return {name: caller(model) for name, model in models.items()}
 
 
-def inputs_of(source: ModelSource | Architecture, spec: LatencySpec) -> Callable[[int, int], dict]:
-    """What makes random tokens of a batch and a length, none of them padding, on the spec's device."""
-    random_weights = isinstance(source, Architecture)
-    config = source.config if random_weights else load_config(str(source.path))
-    vocabulary, eos = config.vocab_size, config.eos_token_id
+def inputs_of(config: PretrainedConfig, spec: LatencySpec, *, mask: bool) -> Callable[[int, int], dict]:
+    """What makes random tokens of a batch and a length, none of them padding, on the spec's device.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        Of the built model, which knows what its batches are padded with; some classes' have no such token, nor an end.
+    spec : LatencySpec
+    mask : bool
+        Whether to pass an attention mask. A causal model needs none where nothing is padding, and takes its fastest
+        kernel without.
+    """
+    vocabulary, eos, pad = config.vocab_size, *(getattr(config, f"{name}_token_id", None) for name in ("eos", "pad"))
     eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    special = {*eos, *([] if config.pad_token_id is None else [config.pad_token_id])}
+    special = {*eos, *([] if pad is None else [pad])}
     first = min(5, vocabulary - 1)
     ordinary = next((i for i in range(first, vocabulary) if i not in special), first)
 
@@ -154,8 +162,7 @@ def inputs_of(source: ModelSource | Architecture, spec: LatencySpec) -> Callable
         if config.is_encoder_decoder and eos:
             ids[:, -1] = eos[0]  # where T5's and BART's classifiers look
         inputs = {"input_ids": ids.to(spec.device)}
-        # A causal model needs no mask where nothing is padding, and without one takes its fastest kernel.
-        return inputs if random_weights else inputs | {"attention_mask": torch.ones_like(ids).to(spec.device)}
+        return inputs | {"attention_mask": torch.ones_like(ids).to(spec.device)} if mask else inputs
 
     return make
 
@@ -185,7 +192,7 @@ def _pretrained_base(source: ModelSource, spec: LatencySpec) -> nn.Module:
     return base
 
 
-def _random_base(source: Architecture, spec: LatencySpec) -> nn.Module:
+def _random_base(source: Architecture) -> nn.Module:
     """With fused attention, on a CPU too: it is slow there backwards only."""
     from transformers import AutoModelForCausalLM
 

@@ -121,7 +121,8 @@ def test_nothing_that_a_trained_model_would_have_is_zero(models):
 
 def test_a_call_gives_the_last_positions_logits_and_keeps_nothing(models):
     plan = planned(Path("runs"))
-    callers, inputs = as_callers(models, plan.source, plan.spec), inputs_of(plan.source, plan.spec)(2, 8)
+    callers = as_callers(models, plan.source, plan.spec)
+    inputs = inputs_of(plan.source.config, plan.spec, mask=False)(2, 8)
     assert set(inputs) == {"input_ids"} and inputs["input_ids"].shape == (2, 8)
     with torch.inference_mode():
         for name, call in callers.items():
@@ -137,7 +138,8 @@ def test_a_call_gives_the_last_positions_logits_and_keeps_nothing(models):
 def test_calls_leave_no_cycles_behind(models):
     """The garbage collector is off while models are timed: what it alone could free would fill the memory."""
     plan = planned(Path("runs"))
-    callers, inputs = as_callers(models, plan.source, plan.spec), inputs_of(plan.source, plan.spec)(2, 8)
+    callers = as_callers(models, plan.source, plan.spec)
+    inputs = inputs_of(plan.source.config, plan.spec, mask=False)(2, 8)
     with torch.inference_mode():
         for call in callers.values():
             call(inputs)
@@ -158,7 +160,7 @@ def test_weights_of_an_architecture_are_held_in_the_dtype_asked_for():
     plan = planned(Path("runs"), dtype="bfloat16")
     models = build_models(plan.source, plan.spec, (5, 4))
     assert {p.dtype for model in models.values() for p in model.parameters()} == {torch.bfloat16}
-    inputs = inputs_of(plan.source, plan.spec)(1, 8)
+    inputs = inputs_of(plan.source.config, plan.spec, mask=False)(1, 8)
     with torch.inference_mode():
         outs = [call(inputs).logits for call in as_callers(models, plan.source, plan.spec).values()]
     assert {out.dtype for out in outs} == {torch.bfloat16} and all(out.isfinite().all() for out in outs)
@@ -359,10 +361,18 @@ def test_run_json_is_valid(tmp_path):
 
 def test_tokens_are_no_ends_and_no_padding_but_for_the_end_that_an_encoder_decoder_needs():
     config = transformers.T5Config(vocab_size=12, eos_token_id=7, pad_token_id=0, num_layers=1, d_model=8, num_heads=1)
-    ids = inputs_of(Architecture("t5", config), planned(Path("runs")).spec)(4, 50)["input_ids"]
+    ids = inputs_of(config, planned(Path("runs")).spec, mask=False)(4, 50)["input_ids"]
     assert (ids[:, -1] == 7).all() and not (ids[:, :-1] == 7).any() and ids.min() >= 5
-    gpt2 = inputs_of(tiny(vocab_size=12, eos_token_id=11, pad_token_id=6), planned(Path("runs")).spec)(4, 50)
-    assert set(gpt2["input_ids"].unique().tolist()) == {5, 7, 8, 9, 10}
+    gpt2 = tiny(vocab_size=12, eos_token_id=11, pad_token_id=6).config
+    ids = inputs_of(gpt2, planned(Path("runs")).spec, mask=False)(4, 50)["input_ids"]
+    assert set(ids.unique().tolist()) == {5, 7, 8, 9, 10}
+
+
+@pytest.mark.parametrize("kind", ["MobileBertConfig", "PerceiverConfig"])
+def test_a_config_without_ends_or_padding_gives_any_tokens(kind):
+    config = getattr(transformers, kind)(vocab_size=12)
+    ids = inputs_of(config, planned(Path("runs")).spec, mask=True)(4, 50)
+    assert set(ids["input_ids"].unique().tolist()) == set(range(5, 12)) and ids["attention_mask"].all()
 
 
 def test_an_encoder_decoder_is_timed(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rankprobe.experiment.output import claim_output
 from rankprobe.experiment.pair_files import read_pairs
 from rankprobe.experiment.store import load_runs, read_latency
 from rankprobe.paper.published import published
@@ -16,11 +17,13 @@ from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured
 from rankprobe.report.intrinsic import curve_table, dimensions_table
 from rankprobe.report.rank_cells import answer_blocks
-from rankprobe.report.report import build_report
+from rankprobe.report.report import build_report, clear_report
 from rankprobe.report.table1 import table_1
 
 # Between two renewals lies this many times what one takes.
 _REST = 20.0
+# What a plan says as long as its folder shows runs that are no longer planned.
+OTHERS = "shows_others"
 
 
 class Renewal:
@@ -49,8 +52,14 @@ class Renewal:
 
 
 def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> list[tuple[str, Findings]]:
-    """Write tables (and pictures and pages) from the finished runs that a plan names; what they say, by folder."""
+    """Write tables (and pictures and pages) from the finished runs that a plan names; what they say, by folder.
+
+    What the folder showed of other runs is taken away first, as soon as there is one to show instead.
+    """
     runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
+    if runs and plan.pop(OTHERS, False):
+        clear_report(out)
+        claim_output(out, plan)
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
     settings = {"command": plan["command"]} | ({"learning rates": plan["note"]} if plan.get("note") else {})
     return build_report(runs, latency, published(), out, title=plan["title"], settings=settings, figures=figures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from rankprobe.errors import WorkError
 from rankprobe.experiment.store import read_record
 from rankprobe.experiment.study import Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
@@ -22,13 +23,14 @@ class SweepPlan:
     now : list of PlannedStudy
         To do first: the studies themselves, or what chooses their rates.
     later : callable or None
-        Names the studies at their chosen rates once those of ``now`` are done; None where nothing is tuned.
+        Names the studies at their chosen rates once those of ``now`` are done, and says of the others why they have
+        none; None where nothing is tuned.
     follow : tuple of PlannedStudy
         What ``later`` will name, but for the rates: for a dry run.
     """
 
     now: list[PlannedStudy]
-    later: Callable[[], list[PlannedStudy]] | None = None
+    later: Callable[[], tuple[list[PlannedStudy], list[WorkError]]] | None = None
     follow: tuple[PlannedStudy, ...] = ()
 
 
@@ -56,14 +58,18 @@ def plan_sweep(studies: Sequence[Study], place: Place, *, progress: Progress | N
     follow = [plan_study(_at_default_rates(study), where, progress=progress) for study, where in pairs]
     of = dict(tuning)
 
-    def later() -> list[PlannedStudy]:
-        done = []
+    def later() -> tuple[list[PlannedStudy], list[WorkError]]:
+        done, not_chosen = [], []
         for study, where in pairs:
-            if study.tuned:
-                records = [record for run in of[study].runs if (record := read_record(run.folder))]
-                study = choose_rates(study, records)
+            try:
+                if study.tuned:
+                    records = [record for run in of[study].runs if (record := read_record(run.folder))]
+                    study = choose_rates(study, records)
+            except WorkError as error:  # no reason to leave the others undone
+                not_chosen.append(error)
+                continue
             done.append(plan_study(study, where, progress=progress))
-        return done
+        return done, not_chosen
 
     return SweepPlan([planned for _, planned in tuning], later, tuple(follow))
 

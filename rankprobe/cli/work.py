@@ -12,10 +12,10 @@ import click
 
 from rankprobe.cli.command import as_typed, command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
-from rankprobe.cli.render import Renewal, answer_lines, render
+from rankprobe.cli.render import OTHERS, Renewal, answer_lines, render
 from rankprobe.cli.show import raise_bad
 from rankprobe.cli.tracking import track_run
-from rankprobe.errors import UsageError, must
+from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.apart import settings_apart
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
@@ -24,7 +24,6 @@ from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.pieces import Unmeasured
 from rankprobe.experiment.store import LockedError, finished, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
-from rankprobe.report.report import clear_report
 
 # Pictures and pages are for people, who look now and then.
 _PAGES_EVERY_S = 60.0
@@ -76,7 +75,7 @@ def run_studies(
     hours: float | None = None,
     executor: Executor = IN_TURN,
     paper: bool = False,
-    then: Callable[[], Sequence[PlannedStudy]] | None = None,
+    then: Callable[[], tuple[Sequence[PlannedStudy], Sequence[WorkError]]] | None = None,
     settings: Mapping[str, object] | None = None,
     track: Sequence[str] = (),
     pack: int = 1,
@@ -87,16 +86,18 @@ def run_studies(
     else is finished already is reported too. ``main`` is the run_id of any run of the comparison that the report is
     about. With ``need_weights`` finished runs that dropped what they trained are done again; without, only those whose
     weights are still needed. After ``hours`` nothing new is begun. ``paper`` asks for the paper's own tables. ``then``
-    names the studies that follow from what these ones showed; the report is about the first of them. ``settings`` go
-    into the plan. ``track`` names trackers that finished runs go to. Up to ``pack`` LoRA runs are trained as one.
+    names the studies that follow from what these ones showed, the report is about the first of them, and why others
+    cannot be done; until then the folder shows what it did. ``settings`` go into the plan. ``track`` names trackers
+    that finished runs go to. Up to ``pack`` LoRA runs are trained as one. Ends with the report's answer on the
+    terminal.
 
     Raises
     ------
     UsageError
         If the folder is not to be written to.
     WorkError
-        If a run diverged or failed, or its functional rank could not be measured; all others are done and reported
-        first.
+        If a run diverged or failed, its functional rank could not be measured or no rate could be chosen; all others
+        are done and reported first.
     """
     planned = list(everything or studies)
     plan = {
@@ -117,9 +118,10 @@ def run_studies(
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
     earlier = read_plan(out) if out.is_dir() else None
-    if then is not None and earlier and set(plan["runs"]) <= set(earlier["runs"]):
-        # Rates were chosen by an earlier call: the folder goes on showing what follows from them.
-        plan |= {key: earlier[key] for key in ("runs", "labels", "note", "main") if key in earlier}
+    if earlier and then is None:
+        plan |= _instead_of(earlier, plan)
+    elif earlier:
+        plan |= _beside(earlier, plan)
     # What chooses the rates is needed for its losses alone.
     keep = keep_weights and then is None
     weights_of = {run_id for extra in extras for run_id in extra.weights_of}
@@ -136,8 +138,13 @@ def run_studies(
         return ends is not None and time.monotonic() > ends
 
     bad: dict[str, dict] = {}
-    unmeasured: list[Unmeasured | LockedError] = []
+    unmeasured: list[WorkError] = []
     tables, pages = Renewal(), Renewal(least_s=_PAGES_EVERY_S)
+
+    def say_others() -> None:
+        apart = _apart(set(earlier["runs"]) - set(plan["runs"]), planned, runs_folder)
+        observer.say(f"rankprobe: warning: {out} showed other runs{apart}; its tables are replaced, the runs stay in "
+                     f"{runs_folder}.")  # fmt: skip
 
     def renew() -> None:
         if pages.due():
@@ -149,11 +156,8 @@ def run_studies(
 
     todo, number = list(studies), 0
     with hold_output(out, plan), observer.live():
-        if earlier and not set(earlier["runs"]) <= set(plan["runs"]):
-            apart = _apart(set(earlier["runs"]) - set(plan["runs"]), planned, runs_folder)
-            observer.say(f"rankprobe: warning: {out} showed other runs{apart}; its tables are replaced, the runs stay "
-                         f"in {runs_folder}.")  # fmt: skip
-            clear_report(out)
+        if plan.get(OTHERS):
+            say_others()
         if plan["note"]:
             observer.say(f"rankprobe: warning: {plan['note']}.")
         while todo:
@@ -185,10 +189,19 @@ def run_studies(
                         renew()
             if not todo and then is not None and not stop():
                 render(out, plan, runs_folder, figures=False)  # where no rate can be chosen, the tables say why
-                todo, then, keep = list(then()), None, keep_weights
+                (chosen, not_chosen), then, keep = then(), None, keep_weights
+                unmeasured += not_chosen
+                if not chosen:
+                    continue
+                todo = list(chosen)
                 planned += todo
                 plan |= {**_named(planned), "note": untuned_note(planned), "main": todo[0].runs[0].run_id}
+                plan["title"] = title
+                if earlier:
+                    plan |= _instead_of(earlier, plan)
                 claim_output(out, plan)
+                if plan.get(OTHERS):
+                    say_others()
                 observer.expect(sum(study.steps_left(wanted(study)) for study in todo))
         if measure_latency and not stop():
             try:
@@ -203,12 +216,32 @@ def run_studies(
     if stop():
         done = sum(bool(finished(runs_folder / run_id)) for run_id in plan["runs"])
         click.echo(f"Stopped after {hours:g} hours with {done} of {len(plan['runs'])} runs; the same command goes on.")
+    for error in unmeasured[0 if bad else 1 :]:  # the command ends with one error
+        observer.say(f"rankprobe: warning: {error}")
     raise_bad(bad.values(), len(plan["runs"]), runs_folder)
     if unmeasured:
         raise unmeasured[0]
 
 
-def _unless(work: Iterator[T], unmeasured: list[Unmeasured | LockedError]) -> Iterator[T]:
+def _beside(earlier: dict, plan: dict) -> dict:
+    """What a folder goes on showing while rates are chosen: all that it did, and the runs that choose them."""
+    known = set(earlier["runs"])
+    new = [run_id for run_id in plan["runs"] if run_id not in known]
+    labels = dict(zip(plan["runs"], plan["labels"], strict=True))
+    kept = {key: earlier[key] for key in ("title", "note", OTHERS) if key in earlier}
+    return kept | {
+        "runs": [*earlier["runs"], *new],
+        "labels": [*(earlier.get("labels") or earlier["runs"]), *(labels[run_id] for run_id in new)],
+        "main": earlier.get("main") or next(iter(earlier["runs"]), None),
+    }
+
+
+def _instead_of(earlier: dict, plan: dict) -> dict:
+    """The mark of a folder that shows runs which are no longer planned; it goes when they are taken away."""
+    return {OTHERS: True} if earlier.get(OTHERS) or not set(earlier["runs"]) <= set(plan["runs"]) else {}
+
+
+def _unless(work: Iterator[T], unmeasured: list[WorkError]) -> Iterator[T]:
     """What some work yields; that it could not be measured, or is being measured elsewhere, is no reason to stop."""
     try:
         yield from work

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rankprobe.experiment.output import PLAN_FILE
 from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.experiment.tuning import tuning_table
 from rankprobe.report.comparison import comparisons, main_lora, read_ahead
@@ -110,8 +111,12 @@ def build_report(
 
 
 def clear_report(out: Path) -> None:
-    """Take away a folder's tables, pictures and pages, before it shows other runs: some they would not replace."""
-    others = [path.parent for path in out.glob("*/report.md")]
+    """Take away a folder's tables, pictures and pages, before it shows other runs: some they would not replace.
+
+    A folder inside it that has a plan of its own is another report's and stays.
+    """
+    parts = {path.parent.parent for path in out.glob("*/tables/runs.csv")}
+    others = [folder for folder in sorted(parts) if not (folder / PLAN_FILE).exists()]
     for folder in [*others, out]:
         for name in TABLES:
             (folder / "tables" / f"{name}.csv").unlink(missing_ok=True)

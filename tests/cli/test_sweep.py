@@ -231,14 +231,6 @@ def test_a_packed_sweep_has_the_same_tables_and_keeps_its_size(tmp_path, monkeyp
     refused(rankprobe(*command, "--pack", "many"), 2, "--pack must be auto, off or a number of runs. Got 'many'")
 
 
-def test_a_folder_that_showed_runs_of_another_machine_says_what_sets_them_apart(bench, no_pictures):
-    few = (*SWEEP, "--r", "2", "--seeds", "1", "--drop-weights", "--out", "out")
-    assert rankprobe(*few).exit_code == 0
-    again = rankprobe(*few, "--threads", "2")
-    assert again.exit_code == 0
-    assert "showed other runs: threads 1, not 2 (with --threads 1 they would be used); its tables" in again.stderr
-
-
 def test_a_rate_that_diverges_while_rates_are_chosen_is_no_failure(bench):
     command = [*SWEEP, "--r", "2", "--no-full", "--no-head", "--tune", "1,1e9", "--seeds", "1", "--out", "out"]
     for _ in range(2):
@@ -301,19 +293,3 @@ def test_what_another_process_measures_is_set_aside_and_said_at_the_end(tmp_path
         assert list(work._unless(table1(), aside)) == ["a renewal"]
     assert [type(error) for error in aside] == [LockedError] and "be used by one process at a time" in str(aside[0])
     assert work._latency(plan, observer, lambda: False) is True
-
-
-def test_a_folder_that_shows_other_runs_now_has_nothing_left_of_those_before(bench, no_pictures):
-    few = (*SWEEP, "--seeds", "1", "--drop-weights", "--out", "out", "--no-head")
-    assert rankprobe(*few, "--r", "1", "--tune", "0.5,1").exit_code == 0
-    tables, tuning = Path("out/tables"), next(Path("out").glob("*-tuning"))
-    assert (tables / "tuning.csv").is_file() and (tuning / "tables" / "runs.csv").is_file()
-    for path in (Path("out/figures/truncation.svg"), tuning / "report.md"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("of before")
-    mine = Path("out/figures/mine.png")
-    mine.write_text("the user's own")
-    assert rankprobe(*few, "--r", "2", "--no-full").exit_code == 0
-    assert len(pd.read_csv(tables / "runs.csv")) == 1 and not (tables / "tuning.csv").exists()
-    assert not Path("out/figures/truncation.svg").exists() and mine.is_file()
-    assert {path.name for path in Path("out").iterdir() if path.is_dir()} == {"tables", "figures"}

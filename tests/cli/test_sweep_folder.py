@@ -1,0 +1,104 @@
+"""sweep's folder: what it shows of other runs, before and after there are new ones, and while rates are chosen."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import load_file, save_file
+
+from rankprobe.cli import sweep_plan, work
+from rankprobe.errors import WorkError
+from tests.cli.lab import COMPUTE, FILES, SWEEP, rankprobe
+
+
+def test_a_folder_that_showed_runs_of_another_machine_says_what_sets_them_apart(bench, no_pictures):
+    few = (*SWEEP, "--r", "2", "--seeds", "1", "--drop-weights", "--out", "out")
+    assert rankprobe(*few).exit_code == 0
+    again = rankprobe(*few, "--threads", "2")
+    assert again.exit_code == 0
+    assert "showed other runs: threads 1, not 2 (with --threads 1 they would be used); its tables" in again.stderr
+
+
+def test_a_folder_that_shows_other_runs_now_has_nothing_left_of_those_before(bench, no_pictures):
+    few = (*SWEEP, "--seeds", "1", "--drop-weights", "--out", "out", "--no-head")
+    assert rankprobe(*few, "--r", "1", "--tune", "0.5,1").exit_code == 0
+    tables, tuning = Path("out/tables"), next(Path("out").glob("*-tuning"))
+    assert (tables / "tuning.csv").is_file() and (tuning / "tables" / "runs.csv").is_file()
+    for path in (Path("out/figures/truncation.svg"), tuning / "report.md"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of before")
+    mine = Path("out/figures/mine.png")
+    mine.write_text("the user's own")
+    assert rankprobe(*few, "--r", "2", "--no-full").exit_code == 0
+    assert len(pd.read_csv(tables / "runs.csv")) == 1 and not (tables / "tuning.csv").exists()
+    assert not Path("out/figures/truncation.svg").exists() and mine.is_file()
+    assert {path.name for path in Path("out").iterdir() if path.is_dir()} == {"tables", "figures"}
+
+
+def test_a_tuned_sweep_that_grows_shows_its_answer_until_the_new_one(bench, no_pictures, monkeypatch):
+    few = (*SWEEP, "--seeds", "1", "--drop-weights", "--out", "out", "--no-head", "--tune", "0.5,1")
+    assert rankprobe(*few, "--r", "1").exit_code == 0
+    before = set(json.loads(Path("out/plan.json").read_text())["runs"])
+    methods, render = [], work.render
+
+    def rendered(out, plan, *rest, **settings):
+        found = render(out, plan, *rest, **settings)
+        assert before <= set(plan["runs"])
+        methods.append(list(pd.read_csv("out/tables/methods.csv")["r"].dropna()))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "render", rendered)
+        more = rankprobe(*few, "--r", "1,2")
+    assert more.exit_code == 0 and "showed other runs" not in more.stderr
+    assert methods[0] == [1] and methods[-1] == [1, 2], "while rates are chosen, what was known before"
+    assert not Path("out/report.md").exists() and len(json.loads(Path("out/plan.json").read_text())["runs"]) == 9
+    # Without r = 1 its runs are no longer the folder's.
+    less = rankprobe(*few, "--r", "2")
+    assert less.exit_code == 0 and less.stderr.count("showed other runs") == 1
+    assert list(pd.read_csv("out/tables/methods.csv")["r"].dropna()) == [2]
+    assert "shows_others" not in json.loads(Path("out/plan.json").read_text())
+
+
+def test_an_interrupt_before_the_first_run_leaves_what_the_folder_showed(bench, no_pictures, monkeypatch):
+    few = (*SWEEP, "--seeds", "1", "--drop-weights", "--out", "out", "--no-head", "--no-full")
+    assert rankprobe(*few, "--r", "1").exit_code == 0
+    table = Path("out/tables/runs.csv").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "run_study", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert rankprobe(*few, "--r", "2").exit_code != 0
+    assert Path("out/tables/runs.csv").read_bytes() == table
+    Path("out/tables/table7.csv").write_text("of before\n")
+    assert rankprobe(*few, "--r", "2").exit_code == 0
+    assert list(pd.read_csv("out/tables/runs.csv")["r"]) == [2] and not Path("out/tables/table7.csv").exists()
+
+
+def test_a_report_inside_another_reports_folder_stays(bench, no_pictures):
+    few = (*SWEEP, "--seeds", "1", "--drop-weights", "--no-head", "--no-full")
+    assert rankprobe(*few, "--r", "1", "--out", "out").exit_code == 0
+    assert rankprobe(*few, "--r", "2", "--out", "out/inner").exit_code == 0
+    assert rankprobe(*few, "--r", "4", "--out", "out").exit_code == 0
+    assert list(pd.read_csv("out/inner/tables/runs.csv")["r"]) == [2]
+
+
+def test_a_study_without_rates_does_not_stop_the_others(bench, no_pictures, monkeypatch):
+    Path("study.toml").write_text(
+        'task = "files"\nmodel = ["base", "twin"]\nepochs = 1\nbatch_size = 8\nmax_length = 16\n'
+        'tune = [0.5, 1]\nconfigurations = [{ method = "lora", r = 2, lr = 4e-3, seeds = 1 }]\n'
+    )
+    choose = sweep_plan.choose_rates
+
+    def chosen(study, records):
+        if study.model == "base":
+            raise WorkError("No rate of LoRA")
+        return choose(study, records)
+
+    monkeypatch.setattr(sweep_plan, "choose_rates", chosen)
+    shutil.copytree("base", "twin")
+    weights = load_file("twin/model.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, "twin/model.safetensors", {"format": "pt"})
+    result = rankprobe("sweep", "study.toml", *FILES, *COMPUTE, "--out", "out")
+    assert result.exit_code == 1 and result.stderr.count("No rate of LoRA") == 1, result.output
+    splits = pd.read_csv("out/tables/runs.csv")
+    assert list(splits["model"]) == ["twin"]

@@ -195,11 +195,12 @@ class RankCallback(TrainerCallback):
         if pace.due(step) or last:
             if pace.cost_s is None:
                 self._try()
+                now = perf_counter()
             if (pace.due(step) or last) and pace.affordable():
                 figures = self._measure(step)
-                start = perf_counter()
-                self._send(figures, args, state, control)
-                pace.spend(perf_counter() - start)
+                share = {"rank/cost_share": pace.share_with(perf_counter() - now)}
+                self._send(figures | share, args, state, control)
+                pace.measured(perf_counter() - now)  # what a tracker takes for a row, the next one costs too
         self._last = perf_counter()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -261,7 +262,6 @@ class RankCallback(TrainerCallback):
 
     def _measure(self, step: int) -> dict[str, float]:
         """Measure every matrix."""
-        start = perf_counter()
         figures: dict[str, float] = {}
         rows = []
         for label, update in zip(self._labels, self._updates, strict=True):
@@ -278,9 +278,8 @@ class RankCallback(TrainerCallback):
             except OSError as error:
                 _log.warning("RankCallback: %s is not written any more (%s).", self.path, error.strerror)
                 self._table = None
-        self._pace.measured(perf_counter() - start)
         self._count += 1
-        return figures | {"rank/cost_share": self._pace.share}
+        return figures
 
     def _send(
         self, figures: dict[str, float], args: TrainingArguments, state: TrainerState, control: TrainerControl

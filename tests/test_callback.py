@@ -475,10 +475,14 @@ def test_the_trackers_time_is_in_the_budget(folders, tmp_path, monkeypatch):
             works.clock.now += 0.45 * ("rank/cost_share" in logs)
 
     callbacks = [works, RankCallback(every=10), Tracker()]
-    trainer = trainer_of(classifier(folders["bert"]), tmp_path, callbacks, max_steps=60)
+    trainer = trainer_of(classifier(folders["bert"]), tmp_path, callbacks, max_steps=120)
     trainer.train()
-    # A row of 0.45 s is paid for by 22.5 steps.
-    assert list(by_step(trainer)) == [10, 30, 50]
+    # A row of 0.45 s, which nobody knows before the first, is paid for by 22.5 steps: 40 is the interval then, and at
+    # 40 two of them are not paid for yet.
+    found = by_step(trainer)
+    assert list(found) == [10, 80, 120]
+    # A row knows its measurement and what the rows before it took to send.
+    assert [found[step]["rank/cost_share"] for step in found] == pytest.approx([0.0, 0.45 / 80, 0.9 / 120])
 
 
 def test_the_last_step_is_measured_where_the_budget_allows(folders, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ task_options = apply(
     ),
     source_options,
     click.option("--train-size", type=click.IntRange(min=1), default=None, help="Training rows.  [default: all]"),
-    click.option("--eval-size", type=click.IntRange(min=1), default=None, help="Evaluation rows.  [default: all]"),
+    click.option("--eval-size", type=click.IntRange(min=2), default=None, help="Evaluation rows.  [default: all]"),
 )
 
 training_options = apply(

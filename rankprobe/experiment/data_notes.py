@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankprobe.tasks.task import LANGUAGE_MODELLING, REGRESSION
+from rankprobe.tasks.task import REGRESSION
+from rankprobe.training.batches import encode
 from rankprobe.weights.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
-    from rankprobe.tasks.task import Example, Task
+    from rankprobe.tasks.task import Task
     from rankprobe.weights.source import ModelSource
 
 # So many training rows, evenly spread, are looked at; fewer cut ones than this share are not worth a line.
 _SAMPLE, _FEW = 500, 0.01
+_UNCUT = 10**6
 # Labels about like these are what an output that begins near 0 with a loss of squares is made for.
 _MEAN, _DEVIATION = 1.0, (0.3, 3.0)
 
 
 def data_notes(source: ModelSource, task: Task, max_length: int) -> list[str]:
-    """A sentence for each: texts that are cut, scores far from what a squared error learns in a few epochs.
+    """A sentence for each: texts that are cut, a user's scores far from what a squared error learns in a few epochs.
 
     Parameters
     ----------
@@ -31,36 +33,30 @@ def data_notes(source: ModelSource, task: Task, max_length: int) -> list[str]:
     task : Task
     max_length : int
         Tokens of a row.
+
+    Raises
+    ------
+    UsageError
+        As :func:`rankprobe.training.batches.encode`.
     """
     notes = [_cut(source, task, max_length)]
-    if task.problem == REGRESSION:
+    if task.problem == REGRESSION and task.name == "files":  # a benchmark's scores are compared as they are
         notes.append(_far([example.label for example in task.train]))
     return [note for note in notes if note]
 
 
 def _cut(source: ModelSource, task: Task, max_length: int) -> str:
     rows = task.train[:: max(1, math.ceil(len(task.train) / _SAMPLE))]
-    lengths = _tokens(source, rows, apart=task.problem == LANGUAGE_MODELLING)
+    encoded = encode(load_tokenizer(source), rows, _UNCUT, problem=task.problem)
+    lengths = [len(row["input_ids"]) for row in encoded]
     share = float(np.mean(np.array(lengths) > max_length)) if lengths else 0.0
     if share < _FEW:
         return ""
-    about = "about " * (len(rows) < len(task.train))
+    about = "about " if len(rows) < len(task.train) else ""
     return (
         f"Of {task.name}'s training texts {about}{100 * share:.0f} % are longer than {max_length} tokens and are cut "
-        f"(the longest of {len(rows):,} has {max(lengths):,}); --max-length reads more"
+        f"(the longest of {len(rows):,} has {max(lengths):,}); --max-length reads more, up to the model's positions"
     )
-
-
-def _tokens(source: ModelSource, rows: Sequence[Example], *, apart: bool) -> list[int]:
-    """Tokens of each row, uncut; of a prompt and its completion together."""
-    if not rows:
-        return []
-    tokenizer, texts = load_tokenizer(source), [e.text for e in rows]
-    pairs = [e.text_b or "" for e in rows] if rows[0].text_b is not None else None
-    if apart and pairs is not None:
-        both = (tokenizer(side, verbose=False, add_special_tokens=False)["input_ids"] for side in (texts, pairs))
-        return [len(a) + len(b) + 1 for a, b in zip(*both, strict=True)]
-    return [len(ids) for ids in tokenizer(texts, pairs, verbose=False)["input_ids"]]
 
 
 def _far(labels: Sequence[float]) -> str:

@@ -142,14 +142,20 @@ def plan_study(study: Study, place: Place, *, progress: Progress | None = None) 
     ------
     UsageError
         If the model, the task or a setting is wrong, or a setting does not fit the model.
+
+    Warns
+    -----
+    UserWarning
+        Of training rows, as :func:`rankprobe.experiment.data_notes.data_notes` says.
     """
     source = find_model(study.model)
     task = load_task(study.task, data_dir=place.data_dir, files=place.files, split=study.split,
                      train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress)
     specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
     check_fit(specs, source, problem=task.problem, num_labels=max(1, len(task.labels)))
-    for note in data_notes(source, task, study.max_length):
-        warnings.warn(note, stacklevel=2)
+    # Of the evaluation split alone, and from one place: a sweep that tunes its rates plans each study three times.
+    for note in data_notes(source, task, study.max_length) if study.split == "eval" else ():
+        warnings.warn(note, stacklevel=1)
     runs = tuple(plan_run(spec, source, task, place.runs) for spec in specs)
     wanted = [parse_configuration(text) for text in study.truncate]
     truncate = tuple(run for run in runs if run.spec.seed == study.seed and (run.spec.method, run.spec.r) in wanted)

@@ -167,12 +167,15 @@ def make_task(
     Raises
     ------
     UsageError
-        If more rows are asked for than there are, or fewer than one.
+        If more rows are asked for than there are, or fewer than one; or two to evaluate on: of one row nothing has an
+        interval.
     """
     left = "train" if split == "eval" else "train (without those kept for tuning)"
     train = _first(train, train_size, left, "--train-size")
-    option = "--eval-size" if split == "eval" else "--tuning-size (or --eval-size)"
-    evaluation = _first(evaluation, eval_size, split, option, least=2)  # of one row nothing has an interval
+    option, least = ("--eval-size", 2) if split == "eval" else ("--tuning-size (or --eval-size)", 1)
+    if len(evaluation) < least:
+        raise UsageError(must(f"{name}'s evaluation rows", f"be at least {least}", len(evaluation), "Add rows"))
+    evaluation = _first(evaluation, eval_size, split, option, least=least)
     eval_sha256 = rows_sha256(evaluation, labels)
     sha256 = combined_sha256(rows_sha256(train, labels), eval_sha256)
     return Task(name, split, train, evaluation, tuple(labels), tuple(metrics), sha256, eval_sha256)

@@ -84,10 +84,9 @@ class Pace:
         """Whether one more measurement stays within the budget of the time trained so far."""
         return self.budget is None or self.spent_s + (self.cost_s or 0.0) <= self.budget * self.trained_s
 
-    @property
-    def share(self) -> float:
-        """Time spent by time trained."""
-        return self.spent_s / self.trained_s if self.trained_s else 0.0
+    def share_with(self, seconds: float) -> float:
+        """Time spent, and so many seconds that are being spent, by time trained."""
+        return (self.spent_s + seconds) / self.trained_s if self.trained_s else 0.0
 
     def _settle(self) -> None:
         """The shortest interval whose steps pay for a measurement."""

@@ -136,7 +136,7 @@ def test_alphas_multiply_configurations(tmp_path, monkeypatch):
         (["--tune", "1,1"], "tune must hold each number once"),
         (["--tune", "a"], "must be numbers with commas between"),
         (["--margin", "2"], "2.0 is not in the range 0<x<1"),
-        (["--tune", "1,2", "--tuning-size", "100000"], "--tuning-size (or --eval-size) must be between 2 and"),
+        (["--tune", "1,2", "--tuning-size", "100000"], "--tuning-size (or --eval-size) must be between 1 and"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, options, expected):

@@ -10,7 +10,7 @@ from rankprobe.errors import UsageError
 from rankprobe.tasks.export import write_tsv
 from rankprobe.tasks.files import FileSpec
 from rankprobe.tasks.fingerprint import rows_sha256
-from rankprobe.tasks.load import TASKS, load_splits, load_task
+from rankprobe.tasks.load import TASKS, load_splits, load_task, make_task
 from rankprobe.tasks.task import Example
 
 
@@ -80,6 +80,13 @@ def test_bad_requests_are_one_line(arguments, message):
     with pytest.raises(UsageError, match=message) as error:
         load_task(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_one_row_is_enough_to_choose_a_rate_on_and_too_few_to_report():
+    rows = [Example(str(i), "", "CCO", 0) for i in range(3)]
+    assert len(make_task("mine", "tuning", rows, rows[:1], (), ("perplexity",)).eval) == 1
+    with pytest.raises(UsageError, match="mine's evaluation rows must be at least 2. Got 1. Add rows"):
+        make_task("mine", "eval", rows, rows[:1], (), ("perplexity",))
 
 
 def test_names():

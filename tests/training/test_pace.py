@@ -19,7 +19,7 @@ def drive(pace, steps, step_s, cost_s):
         if pace.due(step) and pace.affordable():
             pace.measured(cost_s(step))
             measured.append(step)
-            worst = max(worst, pace.share)
+            worst = max(worst, pace.share_with(0.0))
     return measured, worst
 
 

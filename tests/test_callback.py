@@ -385,11 +385,12 @@ def test_an_adapter_that_is_more_than_two_factors_is_refused(folders, tmp_path):
         trainer_of(peft.get_peft_model(classifier(folders["bert"]), config), tmp_path, [always()])
 
 
-def test_a_start_that_splits_W0_is_said(folders, tmp_path, caplog):
-    settings = {"r": 2, "target_modules": ["query", "value"], "task_type": "SEQ_CLS", "init_lora_weights": "pissa"}
+@pytest.mark.parametrize("start", ["pissa", "OLoRA"])
+def test_a_start_that_splits_W0_is_said(folders, tmp_path, caplog, start):
+    settings = {"r": 2, "target_modules": ["query", "value"], "task_type": "SEQ_CLS", "init_lora_weights": start}
     model = peft.get_peft_model(classifier(folders["bert"]), peft.LoraConfig(**settings))
     trainer_of(model, tmp_path, [always()], max_steps=1).train()
-    assert "init_lora_weights=pissa put a part of W0 into B A" in caplog.text
+    assert f"init_lora_weights={start} put a part of W0 into B A" in caplog.text
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -12,12 +12,11 @@ from rankprobe.analysis.extract_layout import Layout, Lost, Target, head_of
 from rankprobe.analysis.extract_write import FLOATS, Contents, key_of
 from rankprobe.weights.adapter import PREFIX
 from rankprobe.weights.factors import AdapterSource
+from rankprobe.weights.names import unwrapped
 from rankprobe.weights.pair import NameFilter
 from rankprobe.weights.pairing import Pairing
 from rankprobe.weights.skeleton import by_names
 from rankprobe.weights.write_adapter import Entry, adapter_config, added_by_peft, factor_entries, task_type
-
-_WRAPPER = ("module.", "_orig_mod.")
 
 
 def layout_of_adapter(pairing: Pairing, *, keep: NameFilter) -> Layout:
@@ -43,7 +42,7 @@ def layout_of_adapter(pairing: Pairing, *, keep: NameFilter) -> Layout:
             layout.left_out.append(matrix.name)
             continue
         kind = "embedding" if adapter.modules[path].embedding else "conv1d" if matrix.transposed else "linear"
-        layout.targets.append(Target(matrix, _unwrapped(path), kind))
+        layout.targets.append(Target(matrix, unwrapped(path), kind))
     if guess:
         layout.notes.append(f"The file does not say what its head is for: task_type is {guess} by the head's name")
     for name, why in pairing.skipped.items():
@@ -60,7 +59,7 @@ def contents_of_adapter(
     adapter: AdapterSource = pairing.tuned
     targets = {target.module: target for target in layout.targets if ranks.get(target.module)}
     entries, beside, lost = [], [], []
-    sources = {_unwrapped(path): path for path in adapter.modules}
+    sources = {unwrapped(path): path for path in adapter.modules}
     changes = {module: adapter.bias_change(sources[module]) for module in sources}
     changes = {module: change for module, change in changes.items() if change is not None}
     on_B = any(module in targets for module in changes)
@@ -80,7 +79,7 @@ def contents_of_adapter(
             lost.append(Lost(f"{module}.bias", "its matrix kept no directions", norm))
     modules, bias = _saved_modules(adapter, layout.task)
     for stored, shape in adapter.saved.items():
-        name = _unwrapped(stored)
+        name = unwrapped(stored)
         entries.append(Entry(key_of(name, ranks, any_leaf=True), tuple(shape),
                              FLOATS.get(adapter.saved_dtype(stored), torch.float32),
                              lambda stored=stored: adapter.read_saved(stored)))
@@ -124,12 +123,5 @@ def _saved_modules(adapter: AdapterSource, task: str | None) -> tuple[list[str],
         if head is None and leaf == "bias" and f"{module}.weight" not in adapter.saved:
             bias = "all"
         elif (head or module) and not (head or module).endswith(added_by_peft(task) or ("\0",)):
-            modules.append(_unwrapped(head or module))
+            modules.append(unwrapped(head or module))
     return list(dict.fromkeys(modules)), bias
-
-
-def _unwrapped(path: str) -> str:
-    """A path without what a training loop put before it."""
-    while path.startswith(_WRAPPER):
-        path = path.partition(".")[2]
-    return path

@@ -20,11 +20,10 @@ from rankprobe.weights.checkpoint import Checkpoint
 from rankprobe.weights.fused import Rows
 from rankprobe.weights.inputs import open_input
 from rankprobe.weights.matching import match
+from rankprobe.weights.peft_files import moves_base
 from rankprobe.weights.targets import target_sites
 
 _PEFT_PREFIX = "base_model.model."
-# peft's starts that put a part of W0 into B @ A.
-_SPLIT_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,8 @@ def factored_updates(model: nn.Module, sites: Sequence[WeightSite]) -> tuple[lis
     experts = [path for path, m in model.named_modules() if _adapts(m) and not hasattr(m.get_base_layer(), "weight")]
     if experts:
         notes.append(_line(experts, "adapted as 3-d parameters and not measured"))
-    starts = {str(getattr(c, "init_lora_weights", "")) for c in (getattr(model, "peft_config", None) or {}).values()}
-    if split := sorted(s for s in starts if s.startswith(_SPLIT_STARTS)):
+    starts = [getattr(c, "init_lora_weights", None) for c in (getattr(model, "peft_config", None) or {}).values()]
+    if split := sorted(filter(moves_base, starts)):
         notes.append(f"init_lora_weights={split[0]} put a part of W0 into B A: ranks are those of B A, not of dW")
     return updates, notes
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from rankprobe.weights.names import modern, without_inner_wrappers
+
 _DEPTH = 3  # path components that a wrapper may have: `base_model.model.`, `_orig_mod.module.`, `model.language_model.`
 _SHARE = 0.1  # of a side's names that a prefix has to begin, to be worth trying
-# Compiling, activation checkpointing and FSDP wrap single blocks; no layer is called so.
-INNER_WRAPPERS = r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
-_INNER = re.compile(INNER_WRAPPERS)
-# Checkpoints converted from TensorFlow name a LayerNorm's weight and bias so.
-_OLD_NORM = re.compile(r"(LayerNorm|layer_norm)\.(gamma|beta)$")
-_NEW_NORM = {"gamma": "weight", "beta": "bias"}
 
 
 @dataclass(frozen=True)
@@ -131,5 +126,4 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _plain(name: str, prefix: str) -> str:
-    name = _INNER.sub("", name.removeprefix(prefix))
-    return _OLD_NORM.sub(lambda found: f"{found[1]}.{_NEW_NORM[found[2]]}", name)
+    return modern(without_inner_wrappers(name.removeprefix(prefix)))

@@ -257,8 +257,16 @@ def _base_name(stored: object) -> str | None:
 
 
 def _notes(config: Mapping) -> tuple[str, ...]:
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_MOVES_BASE):
+    if moves_base(start := config.get("init_lora_weights")):
         return (f"init_lora_weights is {start}: that start changed the base's weights before training, so that B @ A "
                 "is not the change from the published base",)
     return ()
+
+
+def moves_base(start: object) -> bool:
+    """Whether ``init_lora_weights`` is a start that puts a part of W0 into the first B @ A.
+
+    >>> moves_base("OLoRA"), moves_base("gaussian"), moves_base(True)
+    (True, False, False)
+    """
+    return isinstance(start, str) and start.lower().startswith(_MOVES_BASE)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rankprobe.weights.architecture import kind_of, weight_sites
 from rankprobe.weights.fused import setting
-from rankprobe.weights.matching import INNER_WRAPPERS
+from rankprobe.weights.names import modern, unwrapped
 
-# What a training loop left in the names, before all or (block by block) inside: no model is loaded with it.
-_WRAPPERS = re.compile(rf"^(module\.|_orig_mod\.)+|{INNER_WRAPPERS}")
-_OLD_NORM = re.compile(r"(LayerNorm|layer_norm)\.(gamma|beta)$")
-_NEW_NORM = {"gamma": "weight", "beta": "bias"}
 # DeBERTa reads these embeddings by attribute instead of calling the module: factors beside them would not be seen.
 _READ_BY_ATTRIBUTE = ("rel_embeddings",)
 # Known by name alone, these shift or clip the positions before they look them up.
@@ -72,7 +67,7 @@ class Skeleton:
 
     def canonical(self, name: str) -> str:
         """A stored parameter's name as the built model has it; the stored one where the model has none such."""
-        name = _OLD_NORM.sub(lambda found: f"{found[1]}.{_NEW_NORM[found[2]]}", _WRAPPERS.sub("", name))
+        name = modern(unwrapped(name))
         if self.architecture and name.rpartition(".")[0] not in self.parts and self.prefix:
             other = name.removeprefix(f"{self.prefix}.") if name.startswith(f"{self.prefix}.") \
                 else f"{self.prefix}.{name}"
@@ -120,8 +115,8 @@ def skeleton_of(config: Mapping, shapes: Mapping[str, tuple[int, ...]], tied: Ma
 
 def by_names(shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str], config: Mapping) -> Skeleton:
     """Modules as far as parameters' names and shapes tell them."""
-    shapes = {_WRAPPERS.sub("", name): tuple(shape) for name, shape in shapes.items()}
-    tied = {_WRAPPERS.sub("", alias): _WRAPPERS.sub("", kept) for alias, kept in tied.items()}
+    shapes = {unwrapped(name): tuple(shape) for name, shape in shapes.items()}
+    tied = {unwrapped(alias): unwrapped(kept) for alias, kept in tied.items()}
     shapes |= {alias: shapes[kept] for alias, kept in tied.items() if kept in shapes}
     transposed = {site.parameter: site.transposed for site in weight_sites(shapes, fused=True, config=config)}
     modules: dict[str, list[str]] = {}

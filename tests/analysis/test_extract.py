@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -142,6 +144,22 @@ def test_a_resized_adapter_has_the_residual_of_its_stored_factors(tmp_path):
         path = f"base_model.model.{row['name'].removesuffix('.weight')}"
         dW, BA = (t[f"{path}.lora_B.weight"].double() @ t[f"{path}.lora_A.weight"].double() for t in (before, after))
         assert row["residual"] == pytest.approx(float((dW - BA).norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module"])
+def test_a_resized_adapter_names_the_bases_modules_where_its_blocks_were_wrapped(tmp_path, wrapper):
+    adapter(tmp_path / "r8", shapes_of(weights()), 8, seed=1)
+    shutil.copytree(tmp_path / "r8", tmp_path / "wrapped")
+    file = tmp_path / "wrapped" / "adapter_model.safetensors"
+    tensors = {re.sub(r"(layers\.\d+\.)", rf"\1{wrapper}.", name): t for name, t in load_file(file).items()}
+    assert all(f".{wrapper}." in name for name in tensors)
+    save_file(tensors, file)
+    plain, wrapped = (tmp_path / f"{name} r3" for name in ("r8", "wrapped"))
+    extract(opened(None, tmp_path / "r8"), plain, rank=3)
+    extract(opened(None, tmp_path / "wrapped"), wrapped, rank=3)
+    config = [json.loads((out / "adapter_config.json").read_text()) for out in (plain, wrapped)]
+    assert config[0]["target_modules"] == config[1]["target_modules"]
+    assert load_file(plain / file.name).keys() == load_file(wrapped / file.name).keys()
 
 
 # --- what is carried, and what is lost ---

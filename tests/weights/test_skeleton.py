@@ -77,6 +77,7 @@ def test_names_of_files_are_told_as_the_model_has_them(made):
         "pooler.dense.weight": "bert.pooler.dense.weight",
         "module.bert.pooler.dense.weight": "bert.pooler.dense.weight",
         "_orig_mod.module.pooler.dense.bias": "bert.pooler.dense.bias",
+        "_fsdp_wrapped_module.module.pooler.dense.bias": "bert.pooler.dense.bias",
         "bert.encoder.layer.0._orig_mod.output.dense.bias": "bert.encoder.layer.0.output.dense.bias",
         "bert.embeddings.LayerNorm.gamma": "bert.embeddings.LayerNorm.weight",
         "embeddings.LayerNorm.beta": "bert.embeddings.LayerNorm.bias",

@@ -14,7 +14,7 @@ from rankprobe.experiment.spec import RunSpec
 from rankprobe.methods.prefix import check_prefix
 from rankprobe.weights.architecture import beyond_matrices, max_positions
 from rankprobe.weights.lacking import stored_names
-from rankprobe.weights.pretrained import load_config
+from rankprobe.weights.pretrained import check_padding, load_config
 from rankprobe.weights.source import ModelSource
 
 
@@ -42,6 +42,7 @@ def check_fit(
         fewer positions than max_length, or than it and a prefix together.
     """
     config, stored = load_config(str(source.path)), stored_names(source.path)
+    check_padding(config, source)
     model = meta_model(config, problem, num_labels)
     note = unadapted_note(model)
     seen = set()

@@ -193,7 +193,7 @@ class Study:
             raise UsageError(must("lr_grid", rule, got, "Give each as many, or tune = [0.5, 1, 2] for all"))
         grids: dict[Configuration, tuple] = {}
         for c in self.configurations:
-            grid = c.lr, c.lr_grid
+            grid = c.lr, tuple(sorted(c.lr_grid))
             if grids.setdefault(replace(c, lr=None, lr_grid=(), seeds=1), grid) != grid:
                 name = f"{c.method}{f' r = {c.r}' if c.r else ''}"
                 rule = "be listed once where rates are tuned, so that all have the same budget"

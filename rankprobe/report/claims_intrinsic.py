@@ -61,7 +61,7 @@ def intrinsic(evidence: Evidence) -> list[dict]:
         ),
     ]
     passed = any(row is not None and row["reason"] == HEAD_PASSES for row in (did, said))
-    return [_unless_the_head(unless_nothing_to_lose(row, evidence), passed) for row in rows]
+    return [_unless_the_head(unless_nothing_to_lose(row, evidence, what="d90"), passed) for row in rows]
 
 
 def _unless_the_head(row: dict, passed: bool) -> dict:

@@ -114,8 +114,8 @@ def trainable(evidence: Evidence) -> dict:
     )
 
 
-def unless_nothing_to_lose(row: dict, evidence: Evidence) -> dict:
-    """Equality is evidence only where full fine-tuning beats a trained head; see :attr:`Evidence.gain`."""
+def unless_nothing_to_lose(row: dict, evidence: Evidence, *, what: str = "equality") -> dict:
+    """``what`` is evidence only where full fine-tuning beats a trained head; see :attr:`Evidence.gain`."""
     gain = evidence.gain
     if gain is None or math.isnan(gain.low) or row["verdict"] == "not_run":
         return row
@@ -123,7 +123,7 @@ def unless_nothing_to_lose(row: dict, evidence: Evidence) -> dict:
     text = f"full gains {gain.estimate:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] points over the head alone"
     if gain.low > MARGIN_POINTS:
         return row | {"note": f"{row['note']}; {text}"} if row["claim_id"] == "lora-equals-full" else row
-    note = f"{row['note']}; {text}, too little or too uncertain for equality to mean anything"
+    note = f"{row['note']}; {text}, too little or too uncertain for {what} to mean anything"
     return row | {"note": note, "verdict": "inconclusive" if row["verdict"] == "supported" else row["verdict"]}
 
 

@@ -103,10 +103,11 @@ def table_7_dots(findings: Findings) -> Picture | None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper left", ncols=4, handletextpad=0.3, columnspacing=1.0)
+    finite = np.isfinite(table[["ci_low", "ci_high"]].to_numpy(float)).any()
+    how = f"{'with 95 % intervals ' if finite else ''}({table['ci_method'].iloc[0]})"
     caption = (
-        f"The paper's Table 7 here: medians over {int(table['n'].max())} matrices with 95 % intervals "
-        f"({table['ci_method'].iloc[0]}). On GPT-3 dW is 21.5 times what W0 has on its directions for r = 4, and 1.9 "
-        "times for r = 64."
+        f"The paper's Table 7 here: medians over {int(table['n'].max())} matrices {how}. On GPT-3 dW is 21.5 times "
+        "what W0 has on its directions for r = 4, and 1.9 times for r = 64."
     )
     return Picture("table7", "How much dW amplifies what W0 has", figure, caption)
 

@@ -20,6 +20,12 @@ __all__ = ["ModelSource", "config_folder", "find_model", "load_causal_lm", "load
 
 # What transformers raises for a config.json that it has no class for, or cannot parse.
 _UNKNOWN = (ValueError, KeyError, OSError, TypeError)
+# Models whose answer to a text is another one with padding on its right.
+_READS_PADDING = {
+    "xlnet": "whose head reads a row's last position",
+    "fnet": "which mixes padding into every row",
+    "funnel": "which mixes padding into every row",
+}
 
 
 def load_classifier(
@@ -171,7 +177,7 @@ def _load(
             raise UsageError(must("The model's weights", "be readable", got, "Fetch the model again")) from error
     missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     _refuse_missing_body(model, missing, source)
-    _settle_padding(model, tokenizer, source)
+    _settle_tokenizer(model, tokenizer, source)
     return model.eval(), tokenizer, missing
 
 
@@ -255,13 +261,21 @@ def _takes_token_types(config: PretrainedConfig) -> bool:
     return getattr(config, "type_vocab_size", 0) > 1
 
 
-def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> None:
-    """Give decoders a pad token; models read texts padded on the right, whatever their tokenizer's habit."""
-    reads = {"xlnet": "whose head reads a row's last position"}
-    reads |= dict.fromkeys(("fnet", "funnel"), "which mixes padding into every row")
-    if (kind := model.config.model_type) in reads:
-        got = f"{kind}, {reads[kind]}, in {source.path}"
+def check_padding(config: PretrainedConfig, source: ModelSource) -> None:
+    """Refuse a model whose answer to a text depends on what its batch pads it with, on the right as here.
+
+    Raises
+    ------
+    UsageError
+    """
+    if (why := _READS_PADDING.get(config.model_type)) is not None:
+        got = f"{config.model_type}, {why}, in {source.path}"
         raise UsageError(must("The model", "read texts that are padded on the right", got, "Choose another model"))
+
+
+def _settle_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ModelSource) -> None:
+    """Make tokenizer and model agree: what pads, on which side, what a row consists of, and the words they know."""
+    check_padding(model.config, source)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             got = f"{source.path} with neither a pad nor an end-of-text token"

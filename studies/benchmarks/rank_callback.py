@@ -51,10 +51,15 @@ class Timed(RankCallback):
         super().__init__(**settings)
         self.start_s, self.step_s = 0.0, []
 
+    def on_init_end(self, *args, **kwargs) -> None:
+        begun = time.perf_counter()
+        super().on_init_end(*args, **kwargs)
+        self.start_s += time.perf_counter() - begun
+
     def on_train_begin(self, *args, **kwargs) -> None:
         begun = time.perf_counter()
         super().on_train_begin(*args, **kwargs)
-        self.start_s = time.perf_counter() - begun
+        self.start_s += time.perf_counter() - begun
 
     def on_step_end(self, *args, **kwargs) -> None:
         begun = time.perf_counter()
@@ -126,9 +131,9 @@ def one_round(case: str, path: Path, rows: list[dict], batch: int, every: int) -
     seconds = np.diff(beginnings.at)
     other = sum(took for step, took in enumerate(callback.step_s, 1) if step not in measured)
     total = float(seconds.sum()) + callback.start_s
-    cost = callback.start_s + other + cost_of_steps(seconds, measured)
+    spent = callback.start_s + other + cost_of_steps(seconds, measured)
     facts = {"measured_steps": measured, "own_share": logged[-1]["rank/cost_share"] if logged else 0.0}
-    return {"with": total, "without": total - cost}, facts
+    return {"with": total, "without": total - spent}, facts
 
 
 def cost(case: str, found: dict) -> list[dict]:
@@ -150,7 +155,7 @@ def cost(case: str, found: dict) -> list[dict]:
 
 @click.command()
 @click.option("--rounds", default=8, show_default=True, type=click.IntRange(1), help="Trainings of a case.")
-@click.option("--steps", default=240, show_default=True, type=click.IntRange(1), help="Of a training.")
+@click.option("--steps", default=240, show_default=True, type=click.IntRange(16), help="Of a training.")
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--tokens", default=16, show_default=True, type=click.IntRange(1), help="Of a text.")
 @click.option("--every", default=4, show_default=True, type=click.IntRange(4), help="The Trainer's logging_steps.")

@@ -175,3 +175,8 @@ def test_a_configuration_is_tuned_once_whatever_its_rates(rates):
         replace(STUDY, configurations=twice)
     same = Configuration("lora", r=8, seeds=5, lr_grid=(4e-3, 1e-3, 2e-3))
     replace(STUDY, configurations=(*STUDY.configurations, same))
+
+
+def test_one_grid_in_another_order_is_one_grid():
+    grids = [Configuration("lora", r=8, lr_grid=grid, seeds=n) for n, grid in ((1, (1e-3, 2e-3)), (2, (2e-3, 1e-3)))]
+    assert replace(STUDY, configurations=tuple(grids), tune=()).tuned

@@ -121,10 +121,11 @@ def test_a_dimension_that_cannot_be_given_is_not_called_infinite(tmp_path):
 def test_a_dimension_that_the_head_alone_would_do_supports_nothing(tmp_path, head, why):
     """Every d passes there, the smallest too: that is no finding about subspaces."""
     runs = [
-        *sweep(tmp_path, {"did": {100: 0.79, 1000: 0.8}}, head=head),
+        *sweep(tmp_path, {"did": {100: 0.79, 1000: 0.8}, "said": {100: 0.79, 1000: 0.8}}, head=head),
         make_run(tmp_path, r=8, accuracy=0.78, n=4000),
     ]
     claims = claims_of(runs, dimensions_table(runs))
     for name in ("intrinsic-dimension-did", "intrinsic-dimension-below-lora"):
         assert claims.loc[name, "ci_high"] <= 1 and claims.loc[name, "verdict"] == "inconclusive"
-        assert why in claims.loc[name, "note"]
+        assert why in claims.loc[name, "note"] and "equality" not in claims.loc[name, "note"]
+    assert claims.loc["intrinsic-dimension-said-below-did", "verdict"] != "supported"

@@ -125,3 +125,14 @@ def test_every_picture_is_drawn_or_left_out():
         assert [p.name for p in pictures] == ["table7", "figure3", "figure4", "intruders"]
         assert all(draw(Findings([], {})) is None for draw in drawers)
     assert "0.80 in the median of 12 matrices" in pictures[1].caption
+
+
+def test_a_caption_promises_no_intervals_that_are_not_there():
+    found = pairs()
+    with style():
+        whole = table_7_dots(Findings([], {"table7": table_7(found, published())})).caption
+        rows = found["r4-r64"]["amplification"]
+        found["r4-r64"]["amplification"] = rows[rows["name"].isin(NAMES[:2])]
+        few = table_7_dots(Findings([], {"table7": table_7(found, published())})).caption
+    assert "medians over 12 matrices with 95 % intervals (percentile bootstrap" in whole
+    assert "medians over 2 matrices (none: too few matrices (2))" in few

@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.fit import check_fit
 from rankprobe.weights.pretrained import find_model, load_classifier
 from rankprobe.weights.source import DEFAULT_REVISION, DEFAULT_SHA256
 from tests.tiny_models import KINDS, make_tiny
@@ -136,6 +137,8 @@ def test_a_model_whose_answer_hangs_on_its_rows_padding_is_refused(config, tmp_p
         shutil.copy(file, tmp_path / file.name)
     with pytest.raises(UsageError, match=rf"read texts that are padded on the right\. Got {config.model_type}, wh"):
         load_classifier(find_model(tmp_path), 2, seed=0)
+    with pytest.raises(UsageError, match=rf"read texts that are padded on the right\. Got {config.model_type}, wh"):
+        check_fit([], find_model(tmp_path))  # as it is planned, before data are read
 
 
 def test_the_head_depends_on_the_seed_alone_and_the_global_random_state_is_kept(tiny):

@@ -41,12 +41,15 @@ def number(value: object, digits: int = 1, *, sign: bool = False) -> str:
 
     >>> number(-1.25, 2), number(0.8, sign=True), number(None), number(22713986, 0)
     ('−1.25', '+0.8', '–', '22,713,986')
+    >>> number(3.15), number(100 * 0.0315)
+    ('3.1', '3.1')
     """
     if missing(value):
         return MISSING
     if math.isinf(value):
         return f"{MINUS if value < 0 else ''}∞"
-    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    # First to as many digits as a fraction times 100 has right, so that it and points round the same way.
+    text = f"{round(value, 9):{'+' if sign else ''},.{digits}f}"
     if float(text.replace(",", "")) == 0:
         text = text.lstrip("+-")
     return text.replace("-", MINUS)

@@ -40,10 +40,10 @@ NOT_RUN = "Not run yet."
 
 @dataclass(frozen=True)
 class Link:
-    """A way to another page of the same report, relative to this one."""
+    """A way to another page of the same report: the folder of that page, relative to this one's."""
 
     text: str
-    href: str
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def index_page(parts: list[tuple[str, Findings]], *, title: str) -> Page:
     title : str
     """
     sections = [
-        Section(_subtitle(findings), [*answer(findings), Link("Tables and pictures", f"{folder}/report.html")])
+        Section(_subtitle(findings), [*answer(findings), Link("Tables and pictures", folder)])
         for folder, findings in parts
     ]
     words = f"{len(parts)} comparisons: models, rows or settings differ between them, so their numbers share no table."
@@ -165,18 +165,24 @@ def other_tasks(parts: list[tuple[str, Findings]]) -> Section:
     blocks = [
         block
         for folder, findings in parts
-        for block in (f"{_subtitle(findings)}.", Link("Tables and pictures", f"{folder}/report.html"))
+        for block in (f"{_subtitle(findings)}.", Link("Tables and pictures", folder))
     ]
     return Section("Other tasks", blocks)
+
+
+def what_of(findings: Findings) -> str:
+    """The model and the rows of a comparison."""
+    run = findings.runs[0]
+    rows = " (tuning rows)" if run["spec"]["split"] == "tuning" else ""
+    return f"{run['model']['name']} on {run['task']['name']}{rows}"
 
 
 def _subtitle(findings: Findings) -> str:
     if not findings.runs:
         return "no finished run"
-    run, table = findings.runs[0], findings.tables["runs"]
+    table = findings.tables["runs"]
     good = int((table["status"] == "ok").sum())
-    rows = " (tuning rows)" if run["spec"]["split"] == "tuning" else ""
-    text = f"{run['model']['name']} on {run['task']['name']}{rows}, {good} finished run{'s' if good != 1 else ''}"
+    text = f"{what_of(findings)}, {good} finished run{'s' if good != 1 else ''}"
     return text + (f", {len(table) - good} diverged or failed" if good < len(table) else "")
 
 

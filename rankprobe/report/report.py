@@ -147,7 +147,7 @@ def write_pages(out: Path, found: list[tuple[str, Findings]], *, title: str, set
     """Draw every comparison's pictures and write its pages, and one above them where there are several equals."""
     # Imported here: a refresh of the tables after each run need not wait for seaborn.
     from rankprobe.report.html import write_report
-    from rankprobe.report.page import index_page, make_page, other_tasks
+    from rankprobe.report.page import index_page, make_page, other_tasks, what_of
     from rankprobe.report.plots import draw_pictures
     from rankprobe.report.style import save_picture
 
@@ -156,7 +156,9 @@ def write_pages(out: Path, found: list[tuple[str, Findings]], *, title: str, set
         pictures = draw_pictures(findings)
         for picture in pictures:
             save_picture(picture, out / slug / "figures")
-        page = make_page(findings, pictures, title=title, settings=settings)
+        # The title is the main comparison's own question.
+        named = what_of(findings) if has_main and slug else title
+        page = make_page(findings, pictures, title=named, settings=settings)
         if has_main and not slug and len(found) > 1:
             page.sections.insert(-1, other_tasks(found[1:]))
         write_report(out / slug, page)

@@ -208,6 +208,17 @@ def test_several_comparisons_get_folders_and_a_page_above_them(tmp_path):
     page = Reader((out / "report.html").read_text(encoding="utf-8"))
     assert sorted(page.addresses) == [f"{f}/report.html" for f in folders]
     assert all((out / a).exists() for a in page.addresses) and "3 comparisons" in page.words
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert all(f"]({f}/report.md)" in text and (out / f / "report.md").exists() for f in folders)
+    assert (out / folders[0] / "report.md").read_text(encoding="utf-8").startswith("# all\n")
+
+
+def test_the_title_is_the_main_comparisons_and_others_are_named_by_what_they_are_of(tmp_path):
+    runs = [make_run(tmp_path / "runs", r=8, n=100),
+            make_run(tmp_path / "runs", r=8, n=100, task="sst2", eval_sha256="f" * 64)]  # fmt: skip
+    build_report(runs, None, published(), tmp_path, title="What r?", settings={}, main=runs[0]["run_id"])
+    pages = [(tmp_path / part / "report.md").read_text(encoding="utf-8") for part in ("", "all-MiniLM-L6-v2-sst2-eval")]
+    assert pages[0].startswith("# What r?\n") and pages[1].startswith("# all-MiniLM-L6-v2 on sst2\n")
 
 
 def test_answers_for_every_outcome(tmp_path):

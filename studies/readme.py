@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from rankprobe.report import numbers as say
+from rankprobe.report.findings import Findings
+from rankprobe.report.page_tables import claims_cells
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, SST2 = "results/reproduce-paper-small", "results/rank-sst2"
 BEGIN, END = "<!-- results: begin", "<!-- results: end -->"
@@ -17,44 +21,28 @@ PICTURES = (
 )
 
 
-def interval(low: float, high: float, form: str) -> str:
-    """``[low, high]``, empty where there is none."""
-    return "" if pd.isna(low) else f" [{low:{form}}, {high:{form}}]"
-
-
 def methods(folder: str) -> list[str]:
     """Markdown lines of one methods.csv."""
     table = pd.read_csv(ROOT / folder / "tables" / "methods.csv")
-    lines = ["| method | seeds | trained parameters | accuracy, % | against full, points |", "|-|-|-|-|-|"]
-    for row in table.itertuples():
-        name = {"full": "full fine-tuning", "head": "head only"}.get(
-            row.method
-        ) or f"LoRA r = {int(row.r)} on {row.targets}"
-        accuracy = (
-            f"{100 * row.accuracy_mean:.1f}{interval(100 * row.accuracy_ci_low, 100 * row.accuracy_ci_high, '.1f')}"
-        )
-        gap = (
-            ""
-            if pd.isna(row.diff_vs_full) or row.method == "full"
-            else (f"{100 * row.diff_vs_full:+.1f}{interval(100 * row.diff_ci_low, 100 * row.diff_ci_high, '+.1f')}")
-        )
-        share = f"{row.trainable_params:,} ({row.trainable_pct:.3g} %)"
-        lines.append(f"| {name} | {row.n_seeds} | {share} | {accuracy} | {gap} |")
+    lines = ["| method | seeds | trained parameters | accuracy | against full, points |", "|-|-|-|-|-|"]
+    for _, row in table.iterrows():
+        name = say.method_name(row) + (f" on {row['targets']}" if row["method"] == "lora" else "")
+        accuracy = say.score(row["metric"], row["accuracy_mean"], row["accuracy_ci_low"], row["accuracy_ci_high"])
+        alone = row["method"] == "full"
+        gap = "" if alone else say.points(row["diff_vs_full"], row["diff_ci_low"], row["diff_ci_high"])
+        share = f"{say.count(row['trainable_params'])} ({say.percent(row['trainable_pct'])})"
+        lines.append(f"| {name} | {row['n_seeds']} | {share} | {accuracy} | {gap} |")
     return lines
 
 
 def claims() -> list[str]:
     """Markdown lines of claims.csv: every claim that was tested."""
-    table = pd.read_csv(ROOT / SMALL / "tables" / "claims.csv")
-    lines = ["| claim | measured | verdict |", "|-|-|-|"]
-    for row in table[table["verdict"] != "not_run"].itertuples():
-        unit = {"points": " points", "ratio": "", "%": " %", "directions": ""}.get(row.unit, f" {row.unit}")
-        form = ".3f" if row.unit == "ratio" else ".3g"
-        measured = (
-            "" if pd.isna(row.measured) else f"{row.measured:{form}}{interval(row.ci_low, row.ci_high, form)}{unit}"
-        )
-        lines.append(f"| {row.statement} | {measured} | {row.verdict} |")
-    return lines
+    table = claims_cells(Findings([], {"claims": pd.read_csv(ROOT / SMALL / "tables" / "claims.csv")}))
+    rows = [
+        f"| {claim.text} | {measured.text} {measured.small} | {verdict.text} |"
+        for claim, verdict, measured, *_ in table.rows
+    ]
+    return ["| claim | measured | verdict |", "|-|-|-|", *rows]
 
 
 def answer() -> list[str]:
@@ -68,6 +56,7 @@ def block() -> str:
     """The README's text between the markers."""
     runs = pd.read_csv(ROOT / SMALL / "tables" / "runs.csv")
     first = runs.iloc[0]
+    sst2 = pd.read_csv(ROOT / SST2 / "tables" / "runs.csv").iloc[0]
     lines = [
         f"{first['model']} on {first['task']}: {first['n_train']:,} training pairs, "
         f"{first['n_eval']:,} evaluation pairs, "
@@ -83,7 +72,8 @@ def block() -> str:
     lines += [f"![{caption}]({SMALL}/figures/{name}.svg)" for name, caption in PICTURES]
     lines += [
         "",
-        "The same on SST-2 (first 4,000 training sentences, whole dev set; every rate chosen from three; "
+        f"The same on SST-2 (first 4,000 training sentences, whole dev set, {sst2['dtype']}; every rate chosen from "
+        "three; "
         f"[study](studies/rank-sst2/README.md), [report]({SST2}/report.md)):",
         "",
         *methods(SST2),

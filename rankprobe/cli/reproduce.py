@@ -24,7 +24,7 @@ from rankprobe.errors import UsageError, must
     type=click.Choice(["smoke", "small", "medium", "paper"]),
     default="small",
     show_default=True,
-    help="smoke: a few minutes. small: MiniLM on docmatch, 15 minutes on 2 cores with bfloat16, an hour without. "
+    help="smoke: a few minutes. small: MiniLM on docmatch, 13 minutes on 2 cores with bfloat16, 50 without. "
     "medium: every table and figure of the paper on MiniLM, hours. paper: RoBERTa on GLUE, for a GPU.",
 )
 @click.option(

@@ -68,7 +68,7 @@ def paired_difference(
     -----
     Student's t over seeds takes the evaluation rows as fixed. As a claim about the task it errs too often, the more so
     the more seeds there are, which average their own luck away and not the rows': at a nominal 5 % in 15, 21 and 28 %
-    of cases with 3, 5 and 10 seeds (studies/answer-simulation).
+    of cases with 3, 5 and 10 seeds in the worst simulated worlds (studies/answer-simulation).
     """
     check_pairs("a paired difference", a, b)
     if metric in LOWER_IS_BETTER:

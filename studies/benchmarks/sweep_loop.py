@@ -1,11 +1,11 @@
 """Wall time of a rank sweep with rankprobe by the loop that a user writes with transformers.Trainer and peft.
 
-Run with ``python studies/benchmarks/sweep_loop.py`` (extras ``offline`` and ``dev``); about 50 minutes on 2 cores, and
-it may be cut at any time. Both train r = 1, 2, 4, 8, 16 with two seeds on all-MiniLM-L6-v2 and docmatch: the same rows,
-epochs, batch size, rate and schedule, so as many steps, and one evaluation on the same rows after each. Each way is a
-process of its own from a cold start, everything in it counted: imports, reading the data, loading the model, and
-rankprobe's tables, pictures and report besides. The loop (user_loop.py) pads each batch to its longest row, as the
-libraries' guides do; rankprobe also puts rows of like length into a batch.
+Run with ``python studies/benchmarks/sweep_loop.py`` (extras ``offline`` and ``dev``); about 50 minutes a round on 2
+slow cores, and it may be cut at any time. Both train r = 1, 2, 4, 8, 16 with two seeds on all-MiniLM-L6-v2 and
+docmatch: the same rows, epochs, batch size, rate and schedule, so as many steps, and one evaluation on the same rows
+after each. Each way is a process of its own from a cold start, everything in it counted: imports, reading the data,
+loading the model, and rankprobe's tables, pictures and report besides. The loop (user_loop.py) pads each batch to its
+longest row, as the libraries' guides do; rankprobe also puts rows of like length into a batch.
 
 The loop runs in float32, which is what Trainer does when it is not told otherwise, and, where the processor has it, in
 bfloat16, which rankprobe takes by itself. rankprobe's sweep runs a second time with one run at a time on all cores, for

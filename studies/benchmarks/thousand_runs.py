@@ -1,8 +1,9 @@
 """Seconds that rankprobe takes to plan, to watch and to report a study of 1,000 finished runs.
 
-Run with ``python studies/benchmarks/thousand_runs.py`` (extra ``offline``); about 8 minutes on 2 cores, most of them
-for making the runs once, and it may be cut at any time. The study has LoRA at 7 r on 7 choices of matrices, full
-fine-tuning and the head alone, 20 seeds each but for a few, on all-MiniLM-L6-v2 and 4,000 evaluation rows of docmatch.
+Run with ``python studies/benchmarks/thousand_runs.py --keep DIR`` (extra ``offline``); about 8 minutes on 2 cores, most
+of them for making the runs once, and it may be cut at any time. The study has LoRA at 7 r on 7 choices of matrices,
+full fine-tuning and the head alone, 20 seeds each but for a few, on all-MiniLM-L6-v2 and 4,000 evaluation rows of
+docmatch.
 
 The first seed of each configuration is really trained, for two steps, so that its folder has every file that a run
 has. The other seeds' folders are copies of it with predictions of their own: rows right or wrong around an accuracy

@@ -6,6 +6,9 @@ these; only ``rankprobe.cli`` turns them into an exit code.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class RankprobeError(Exception):
     """Base of every error a user can cause; ``exit_code`` is what the command line returns."""
@@ -36,3 +39,14 @@ def must(what: str, rule: str, got: object, next_step: str) -> str:
     end = "" if next_step.endswith(("?", ".")) else "."
     line = f"{what} must {rule}. Got {got}. {next_step}{end}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A next step that names the nearest valid word.
+
+    >>> nearest("loar", ("full", "lora"))
+    "Did you mean 'lora'?"
+    """
+    names = {name.lower(): name for name in words}
+    found = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.4)
+    return f"Did you mean {names[found[0]]!r}?" if found else "Pass one of those"

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rankprobe.analysis.truncation import UpdateSVD, truncation_ks
+from rankprobe.analysis.cut_updates import UpdateSVD
+from rankprobe.analysis.truncation import truncation_ks
 from rankprobe.errors import UsageError, must
 
 # A growth of the loss that is less than so many standard errors is no growth.

@@ -50,10 +50,11 @@ def finetune(
     from rankprobe.cli.progress import TerminalObserver, reading
     from rankprobe.cli.show import problem, run_summary
     from rankprobe.errors import UsageError, WorkError, must
+    from rankprobe.experiment.configuration import Configuration
     from rankprobe.experiment.executors import InTurn
     from rankprobe.experiment.spec import SIZES
     from rankprobe.experiment.store import load_runs
-    from rankprobe.experiment.study import Configuration, Study
+    from rankprobe.experiment.study import Study
     from rankprobe.experiment.study_file import read_rank_pattern
     from rankprobe.experiment.sweep import plan_study, run_study
 

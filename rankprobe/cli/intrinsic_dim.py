@@ -49,9 +49,10 @@ def intrinsic_dim(
     from rankprobe.cli.progress import TerminalObserver, reading, say_record
     from rankprobe.cli.show import raise_bad
     from rankprobe.cli.sweep import rates_of
+    from rankprobe.experiment.configuration import Configuration
     from rankprobe.experiment.intrinsic import finished_intrinsic, plan_intrinsic, run_intrinsic
     from rankprobe.experiment.output import hold_output, marked
-    from rankprobe.experiment.study import Configuration, Study
+    from rankprobe.experiment.study import Study
     from rankprobe.experiment.study_file import study_toml
 
     settings = o.study_settings(options)

@@ -173,7 +173,8 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
 
 def _from_options(options: dict, keep_weights: bool) -> Study:
     """The study that options alone make."""
-    from rankprobe.experiment.study import Configuration, Study
+    from rankprobe.experiment.configuration import Configuration
+    from rankprobe.experiment.study import Study
 
     seeds, rates = options["seeds"], rates_of(options["lrs"], ("lora", "full", "head"), alone="lora")
     same = {"dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds, "lr": rates.get("lora")}

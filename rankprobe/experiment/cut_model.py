@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from rankprobe.analysis.truncation import UpdateSVD, decompose_updates
+from rankprobe.analysis.cut_updates import UpdateSVD, decompose_updates
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.models import load_base, load_trained, set_threads, snapshot
 from rankprobe.experiment.planned_run import PlannedRun

@@ -10,12 +10,13 @@ import numpy as np
 
 from rankprobe.analysis.crossing import bracket
 from rankprobe.errors import UsageError, must
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pieces import Piece
 from rankprobe.experiment.planned_run import PlannedRun, plan_run
 from rankprobe.experiment.store import finished
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
 from rankprobe.experiment.truncation import truncation_done
 from rankprobe.tasks.load import LANGUAGE_TASKS

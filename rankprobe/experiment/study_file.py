@@ -10,9 +10,10 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from rankprobe.errors import UsageError, must
+from rankprobe.errors import UsageError, must, nearest
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.spec import METHODS
-from rankprobe.experiment.study import Configuration, Study, nearest, parse_configuration
+from rankprobe.experiment.study import Study, parse_configuration
 from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 
 # What a file may give several of: one study for each combination, since no table has two models or two tasks.

@@ -7,8 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from rankprobe.analysis.cut_updates import RULES, decompose_updates, most_directions
 from rankprobe.analysis.functional_rank import functional_ranks
-from rankprobe.analysis.truncation import RULES, decompose_updates, most_directions, truncation_curve, truncation_ks
+from rankprobe.analysis.truncation import truncation_curve, truncation_ks
 from rankprobe.experiment.models import load_base, load_trained, set_threads, snapshot
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.planned_run import PlannedRun

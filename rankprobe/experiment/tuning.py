@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 import pandas as pd
 
 from rankprobe.errors import WorkError, must
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.spec import SIZES
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.weights.rank_pattern import pattern_tag
 
 COLUMNS = [
@@ -67,16 +68,16 @@ def choose_rates(study: Study, records: Sequence[dict]) -> Study:
     for configuration in study.configurations:
         tried = [record for record in records if _is_of(record, configuration)]
         ended = [record for record in tried if record["status"] == "ok"]
-        lacking = [f"{rate:g}" for rate in rates_to_try(study, configuration) if rate not in _judged(tried)]
-        if tried and lacking:
+        rates = rates_to_try(study, configuration)
+        lacking = [f"{rate:g}" for rate in rates if rate not in _judged(tried)]
+        if lacking:
             next_step = "The same command does them again, and nothing that is finished"
-            raise WorkError(must(f"Every tuning run of {_label(configuration)}", "end before a rate is chosen",
+            raise WorkError(must(f"Every tuning run of {configuration.label}", "end before a rate is chosen",
                                  f"none at {', '.join(lacking)}", next_step))  # fmt: skip
         if not ended:
-            label = _label(configuration)
-            rates = ", ".join(f"{rate:g}" for rate in rates_to_try(study, configuration))
-            got = f"none of {rates}" if tried else "no finished tuning run"
-            raise WorkError(must(f"A rate of {label}", "train without diverging", got, "Give lower rates: lr_grid"))
+            got = f"none of {', '.join(f'{rate:g}' for rate in rates)}"
+            raise WorkError(must(f"A rate of {configuration.label}", "train without diverging", got,
+                                 "Give lower rates: lr_grid"))  # fmt: skip
         best = min(ended, key=lambda record: (record["metrics"]["loss"], record["spec"]["lr"]))
         chosen.append(replace(configuration, lr=best["spec"]["lr"], lr_grid=()))
     return replace(study, configurations=tuple(chosen), tune=(), tuning_size=0)
@@ -139,11 +140,6 @@ def _key(spec: Mapping) -> str:
 def _judged(records: Sequence[dict]) -> set[float]:
     """The rates that trained to an end, a good one or not; a crash says nothing of a rate."""
     return {record["spec"]["lr"] for record in records if record["status"] in ("ok", "diverged")}
-
-
-def _label(configuration: Configuration) -> str:
-    size = f" r={configuration.r} {configuration.targets}" if configuration.r else f" {configuration.size or ''}"
-    return f"{configuration.method}{size}".strip()
 
 
 def _rounded(rate: float) -> float:

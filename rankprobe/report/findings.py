@@ -9,21 +9,13 @@ import pandas as pd
 
 from rankprobe.report.claims import claims_table
 from rankprobe.report.equivalence import MARGIN
+from rankprobe.report.merged import merged_functional_ranks, merged_ranks, merged_spectra, merged_truncation
 from rankprobe.report.numbers import targets_name
 from rankprobe.report.paper_tables import table_5, table_6
 from rankprobe.report.predicted_curve import predicted_curves
 from rankprobe.report.rank_answer import RankAnswer, answers_by_targets
 from rankprobe.report.subspaces import figure_tables, intruders_table, table_7
-from rankprobe.report.tables import (
-    best_settings,
-    merged_functional_ranks,
-    merged_ranks,
-    merged_spectra,
-    merged_truncation,
-    methods_table,
-    rank_sweep_table,
-    runs_table,
-)
+from rankprobe.report.tables import best_settings, methods_table, rank_sweep_table, runs_table
 from rankprobe.report.verdicts import Evidence
 
 

@@ -41,7 +41,8 @@ class World:
 
 
 # For scale: over seeds, LoRA's measured difference to full fine-tuning has a standard deviation of 0.4 to 1.0 points on
-# docmatch (4,000 rows) and 0.7 to 1.4 on SST-2 (872); of two LoRA runs on docmatch just one is right on 5 to 20 % of the rows.
+# docmatch (4,000 rows) and 0.7 to 1.4 on SST-2 (872); of two LoRA runs on docmatch just one is right on 5 to 20 % of
+# the rows.
 WORLDS = (
     World("docmatch", 4000, 0.4),
     World("sst2", 872, 0.4),

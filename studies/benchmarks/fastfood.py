@@ -29,7 +29,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from rounds import RESULTS, Book, figure, seconds_of, show
+from rounds import RESULTS, Book, figure, interval_of, seconds_of, show, verdict_of
 from torch import nn
 
 from rankprobe.experiment.models import pick_attention, set_dropout
@@ -37,7 +37,6 @@ from rankprobe.linalg.fastfood import Fastfood
 from rankprobe.methods.full import unfreeze
 from rankprobe.methods.head import freeze_all_but, head_parameters
 from rankprobe.methods.random_subspace import RandomSubspace
-from rankprobe.training.latency import median_interval
 from rankprobe.training.precision import pick_device
 from rankprobe.training.train import train
 from rankprobe.weights.pretrained import load_classifier
@@ -131,14 +130,13 @@ def step_rows(found: dict) -> list[dict]:
         if way == "full":
             continue
         ratios = np.asarray(seconds) / full
-        low, high = median_interval(ratios)
+        low, high = interval_of(ratios)
         bounded = way.startswith(("did", "said"))
-        verdict = "met" if high <= BOUND else "missed" if low > BOUND else "undecided"
         rows.append(
             {
                 "measure": f"{way} by full", "value": float(np.median(ratios)), "unit": "of a full step",
                 "low": low, "high": high, "n": len(ratios), "bound": f"<= {BOUND:g}" if bounded else "",
-                "verdict": verdict if bounded else "", "ours_s": float(np.median(seconds)),
+                "verdict": verdict_of(low, high, most=BOUND) if bounded else "", "ours_s": float(np.median(seconds)),
                 "other_s": float(np.median(full)),
             }
         )  # fmt: skip

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from rounds import interval_of, verdict_of
 
 from rankprobe.experiment.models import pick_attention, set_dropout
 from rankprobe.experiment.pack_timing import seconds_a_step
@@ -35,7 +36,6 @@ from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
 from rankprobe.methods.lora import unload_lora
 from rankprobe.methods.packed_lora import Pack, lone_state
-from rankprobe.training.latency import median_interval
 from rankprobe.training.packed import train_packed
 from rankprobe.training.precision import pick_dtype
 from rankprobe.training.train import TrainResult, train
@@ -148,14 +148,13 @@ def measure(model: tuple, device: str, members: int, rounds: int) -> dict:
         return row | {"note": "does not fit the device's memory"}
     lone, packed = (np.asarray(times[kind]) for kind in ("lone", "packed"))
     ratios = members * lone / packed
-    low, high = median_interval(ratios) if rounds >= 6 else (float(ratios.min()), float(ratios.max()))
+    low, high = interval_of(ratios)
     bar = BAR if device == "cuda" and members == 8 else None
-    verdict = "" if bar is None else "met" if low >= bar else "missed" if high < bar else "undecided"
     return row | {
         "lone_step_s": float(np.median(lone)), "packed_step_s": float(np.median(packed)),
         "tokens_per_s": members * batch * length / float(np.median(packed)),
         "speedup": float(np.median(ratios)), "ci_low": low, "ci_high": high, "n": rounds,
-        "bar": bar, "verdict": verdict,
+        "bar": bar, "verdict": verdict_of(low, high, least=bar),
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from rounds import RESULTS, Book, show
+from rounds import RESULTS, Book, interval_of, show, verdict_of
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -35,7 +35,6 @@ from transformers import (
 )
 
 from rankprobe import RankCallback
-from rankprobe.training.latency import median_interval
 from rankprobe.weights.source import find_model
 
 BOUND = 1.03
@@ -138,15 +137,14 @@ def one_round(case: str, path: Path, rows: list[dict], batch: int, every: int) -
 
 def cost(case: str, found: dict) -> list[dict]:
     """The row of a case: with the callback by without."""
-    facts, judged = found["facts"], case != "full_each"
+    facts, bound = found["facts"], None if case == "full_each" else BOUND
     used, plain = (np.asarray(found["seconds"][way]) for way in ("with", "without"))
     ratios = used / plain
-    low, high = (ratios.min(), ratios.max()) if len(ratios) < 6 else median_interval(ratios)
-    verdict = "met" if high <= BOUND else "missed" if low > BOUND else "undecided"
+    low, high = interval_of(ratios)
     return [
         {
-            "measure": "with by without", "ratio": float(np.median(ratios)), "low": float(low), "high": float(high),
-            "n": len(ratios), "bound": BOUND if judged else None, "verdict": verdict if judged else "",
+            "measure": "with by without", "ratio": float(np.median(ratios)), "low": low, "high": high,
+            "n": len(ratios), "bound": bound, "verdict": verdict_of(low, high, most=bound),
             "with_s": float(np.median(used)), "own_share": float(np.median(facts["own_share"])),
             "measured_steps": " ".join(map(str, facts["measured_steps"][-1])),
         }

@@ -29,6 +29,7 @@ import click
 import numpy as np
 import pandas as pd
 import torch
+from rounds import interval_of, verdict_of
 from torch import nn
 
 from rankprobe.experiment.models import load_base, prepare, set_dropout
@@ -37,7 +38,6 @@ from rankprobe.experiment.spec import RunSpec
 from rankprobe.tasks.load import load_task
 from rankprobe.tasks.task import Task
 from rankprobe.training.batches import encode
-from rankprobe.training.latency import median_interval
 from rankprobe.training.precision import pick_device, pick_dtype
 from rankprobe.training.train import train
 from rankprobe.weights.source import ModelSource, find_model
@@ -207,9 +207,8 @@ def interleave(timers: dict[str, Callable[[], float]], rounds: int, seed: int, w
 
 def compare(name: str, ours: np.ndarray, other: np.ndarray, dtype: str) -> dict:
     """One row of the table: the median over rounds of ours by the other's, its interval, and the bound."""
-    low, high = median_interval(ours / other)
+    low, high = interval_of(ours / other)
     bound = BOUNDS.get(name)
-    verdict = "" if bound is None else "met" if high <= bound else "missed" if low > bound else "undecided"
     return {
         "comparison": name,
         "dtype": dtype,
@@ -218,7 +217,7 @@ def compare(name: str, ours: np.ndarray, other: np.ndarray, dtype: str) -> dict:
         "ci_high": high,
         "n": len(ours),
         "bound": bound,
-        "verdict": verdict,
+        "verdict": verdict_of(low, high, most=bound),
         "ours_s": float(np.median(ours)),
         "other_s": float(np.median(other)),
     }

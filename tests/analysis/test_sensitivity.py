@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
+from rankprobe.analysis.cut_updates import UpdateSVD
 from rankprobe.analysis.sensitivity import COLUMNS, ladder, sensitivity_table
-from rankprobe.analysis.truncation import UpdateSVD
 from rankprobe.errors import UsageError
 from rankprobe.weights.architecture import WeightSite
 

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from rankprobe.analysis.bootstrap import accuracy
-from rankprobe.analysis.truncation import (
-    RULES,
-    UpdateSVD,
-    decompose_updates,
-    most_directions,
-    truncated_state,
-    truncation_curve,
-    truncation_ks,
-)
+from rankprobe.analysis.cut_updates import RULES, UpdateSVD, decompose_updates, most_directions, truncated_state
+from rankprobe.analysis.truncation import truncation_curve, truncation_ks
 from rankprobe.errors import UsageError
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.head import head_parameters

@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from rankprobe.experiment.apart import settings_apart
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.planned_run import plan_run
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.tasks.load import make_task
 from rankprobe.tasks.task import Example
 from rankprobe.weights.source import find_model

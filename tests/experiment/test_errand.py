@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rankprobe.errors import UsageError, WorkError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.errand import Errand, install, on_this_machine, read_files, run_errand
 from rankprobe.experiment.pieces import Piece
 from rankprobe.experiment.store import LockedError, finished, lock
-from rankprobe.experiment.study import Configuration
 from rankprobe.experiment.truncation import truncation_done
 from tests.experiment.test_jobs import FULL, HEAD, base, planned, task  # noqa: F401 (fixtures)
 

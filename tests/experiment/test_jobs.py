@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.jobs import Jobs
 from rankprobe.experiment.observer import Silent
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.store import finished, lock
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.experiment.sweep import PlannedStudy, run_study
 from rankprobe.tasks.load import make_task
 from rankprobe.tasks.task import Example

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from rankprobe.experiment import runs
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.models import load_trained
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import load_runs
-from rankprobe.experiment.study import Configuration
 from rankprobe.experiment.truncation import measure_truncation
 from rankprobe.report.tables import methods_table
 from rankprobe.tasks.load import make_task

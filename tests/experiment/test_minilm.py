@@ -5,9 +5,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.tasks.load import load_task
 from rankprobe.training.precision import pick_dtype
 from rankprobe.weights.source import DEFAULT_SHA256, find_model

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.models import count_parameters, load_trained, prepare
 from rankprobe.experiment.pair_files import read_pair
 from rankprobe.experiment.pairs import execute_pair, plan_pair
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.spec import METHODS
-from rankprobe.experiment.study import Configuration
 from rankprobe.tasks.load import make_task
 from rankprobe.weights.run_folder import WHOLE_MODEL
 from tests.experiment.test_runs import examples, planned

@@ -11,6 +11,7 @@ import torch
 from rankprobe.errors import UsageError, WorkError
 from rankprobe.experiment import pack as pack_module
 from rankprobe.experiment import pack_model
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.models import load_trained
 from rankprobe.experiment.pack import execute_pack
 from rankprobe.experiment.pack_groups import check_pack, pack_groups
@@ -18,7 +19,7 @@ from rankprobe.experiment.pack_timing import measure_pack
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import finished, load_runs, lock
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.report.tables import methods_table
 from rankprobe.tasks.load import make_task
 from rankprobe.weights.pretrained import find_model

@@ -3,9 +3,9 @@
 import pytest
 
 from rankprobe.errors import UsageError, WorkError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.pack_choice import choose_pack, parse_pack, settled_pack
 from rankprobe.experiment.pack_timing import PackTiming
-from rankprobe.experiment.study import Configuration
 from tests.experiment.test_runs import planned, task  # noqa: F401  (the fixture)
 
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.fit import check_fit, parameter_counts
 from rankprobe.experiment.parameters import (
     DEFAULT_SIZES,
@@ -21,7 +22,7 @@ from rankprobe.experiment.parameters import (
     parameter_table,
 )
 from rankprobe.experiment.spec import METHODS, SIZE_FIELD
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.head import head_parameters
 from rankprobe.paper.architectures import paper_config

@@ -4,9 +4,9 @@
 import pytest
 
 from rankprobe.experiment import probe
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.probe import Pace, expected_seconds, measure_pace
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.study import Configuration
 from tests.experiment.test_runs import planned, task  # noqa: F401  (the fixture)
 
 

@@ -5,9 +5,10 @@ import peft
 import pytest
 import torch
 
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.tasks.load import load_task
 from rankprobe.training.batches import encode
 from rankprobe.training.evaluate import logits

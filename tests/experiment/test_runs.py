@@ -11,13 +11,14 @@ import torch
 import transformers
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.fit import parameter_counts
 from rankprobe.experiment.latency import execute_latency, plan_latency
 from rankprobe.experiment.models import count_parameters, load_base, load_trained, prepare, set_dropout
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import finished, load_runs
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.experiment.sweep import PlannedStudy, run_study
 from rankprobe.experiment.truncation import measure_truncation
 from rankprobe.methods.lora import lora_deltas

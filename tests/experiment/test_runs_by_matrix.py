@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.fit import check_fit, parameter_counts
 from rankprobe.experiment.models import load_trained
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.store import load_runs, run_id
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.experiment.study_file import load_study
 from rankprobe.report.comparison import configurations, lora_groups, main_lora
 from rankprobe.report.tables import methods_table, rank_sweep_table, runs_table

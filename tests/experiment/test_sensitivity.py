@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rankprobe.analysis.truncation import truncated_state
+from rankprobe.analysis.cut_updates import truncated_state
 from rankprobe.errors import UsageError
 from rankprobe.experiment import sensitivity
 from rankprobe.experiment.allocation import allocate_ranks, uniform_size
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.cut_model import CutModel
 from rankprobe.experiment.reopen import spec_of, task_name
 from rankprobe.experiment.runs import execute
@@ -25,7 +26,6 @@ from rankprobe.experiment.sensitivity import (
     worth,
 )
 from rankprobe.experiment.store import read_record
-from rankprobe.experiment.study import Configuration
 from rankprobe.tasks.load import make_task
 from tests.experiment.test_runs import examples, planned, task  # noqa: F401
 from tests.tiny_models import KINDS

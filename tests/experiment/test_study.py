@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.learning_rates import default_lr
 from rankprobe.experiment.spec import SIZES
 from rankprobe.experiment.store import run_id
-from rankprobe.experiment.study import Configuration, Study, parse_configuration
+from rankprobe.experiment.study import Study, parse_configuration
 from rankprobe.experiment.study_file import load_studies, load_study, study_toml
 
 HASHES = {"model_sha256": "m", "tokenizer_sha256": "t", "task_sha256": "d"}

@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.models import load_base
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.study import Configuration
 from rankprobe.paper.published import published
 from rankprobe.report.findings import find
 from rankprobe.report.lora_config import answered_config, as_python, fused_note, lora_config

@@ -10,13 +10,11 @@ import pytest
 
 from rankprobe.errors import UsageError
 from rankprobe.report.comparison import comparisons, configurations, difference, full_reference, lora_groups, main_lora
+from rankprobe.report.merged import merged_ranks, merged_spectra, merged_truncation
 from rankprobe.report.tables import (
     METHOD_COLUMNS,
     best_settings,
     chosen_among,
-    merged_ranks,
-    merged_spectra,
-    merged_truncation,
     methods_table,
     rank_sweep_table,
     runs_table,

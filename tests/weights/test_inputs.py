@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.study import Configuration, Study
+from rankprobe.experiment.study import Study
 from rankprobe.tasks.load import make_task
 from rankprobe.tasks.task import Example
 from rankprobe.weights.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ import pytest
 from rankprobe.paper.published import published
 from rankprobe.report.answer import answer
 from rankprobe.report.findings import find
-from rankprobe.report.report import build_report
+from rankprobe.report.report import PICTURES, TABLES, build_report
 from tests.report.synthetic import make_latency, make_run
 
 VOID = {"meta", "img", "br", "link"}
@@ -331,3 +331,11 @@ def test_a_perplexitys_answer_is_the_tests_one(tmp_path):
     assert "no margin" not in first and "less is better" in first
     single = answer(find([run for run in runs if run["spec"]["seed"] == 0], None, published()))[0]
     assert single.startswith("On docgen LoRA with r = ") and "(one seed)" in single
+
+
+def test_what_a_report_writes_can_be_taken_away():
+    """A table or picture that the two lists lack would be left over of other runs."""
+    medium = Path(__file__).parents[2] / "results" / "reproduce-paper-medium"
+    written = {folder: {path.stem for path in (medium / folder).iterdir()} for folder in ("tables", "figures")}
+    assert set(TABLES) - written["tables"] == {"tuning"} and not written["tables"] - set(TABLES)
+    assert written["figures"] == set(PICTURES)

@@ -117,11 +117,8 @@ def run_studies(
     runs_folder = planned[0].runs[0].folder.parent
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
-    earlier = read_plan(out) if out.is_dir() else None
-    if earlier and then is None:
-        plan |= _instead_of(earlier, plan)
-    elif earlier:
-        plan |= _beside(earlier, plan)
+    earlier = {"runs": []} | ((read_plan(out) if out.is_dir() else None) or {})
+    plan |= _instead_of(earlier, plan) if then is None else _beside(earlier, plan)
     # What chooses the rates is needed for its losses alone.
     keep = keep_weights and then is None
     weights_of = {run_id for extra in extras for run_id in extra.weights_of}
@@ -196,9 +193,7 @@ def run_studies(
                 todo = list(chosen)
                 planned += todo
                 plan |= {**_named(planned), "note": untuned_note(planned), "main": todo[0].runs[0].run_id}
-                plan["title"] = title
-                if earlier:
-                    plan |= _instead_of(earlier, plan)
+                plan |= {"title": title} | _instead_of(earlier, plan)
                 claim_output(out, plan)
                 if plan.get(OTHERS):
                     say_others()
@@ -225,6 +220,8 @@ def run_studies(
 
 def _beside(earlier: dict, plan: dict) -> dict:
     """What a folder goes on showing while rates are chosen: all that it did, and the runs that choose them."""
+    if not earlier["runs"]:
+        return {}
     known = set(earlier["runs"])
     new = [run_id for run_id in plan["runs"] if run_id not in known]
     labels = dict(zip(plan["runs"], plan["labels"], strict=True))
@@ -232,7 +229,7 @@ def _beside(earlier: dict, plan: dict) -> dict:
     return kept | {
         "runs": [*earlier["runs"], *new],
         "labels": [*(earlier.get("labels") or earlier["runs"]), *(labels[run_id] for run_id in new)],
-        "main": earlier.get("main") or next(iter(earlier["runs"]), None),
+        "main": earlier.get("main") or earlier["runs"][0],
     }
 
 

@@ -44,6 +44,7 @@ class TerminalObserver:
         )
         self._task = self._progress.add_task("starting", total=max(1, total_steps), note="")
         self._over = 0  # steps of what is over
+        self._runs = ""
         self._lanes: dict[int, _Lane] = {}
         self._own = _Lane(self, None)
         self._start = self._said = time.monotonic()
@@ -51,6 +52,11 @@ class TerminalObserver:
     def expect(self, steps: int) -> None:
         """More work has come to light: so many optimiser steps."""
         self._progress.update(self._task, total=(self._progress.tasks[0].total or 0) + steps)
+
+    def count(self, done: int, total: int) -> None:
+        """So many of the runs are done."""
+        self._runs = f"{done:,} of {total:,} runs"
+        self._show()
 
     def lane(self, number: int) -> _Lane:
         """A worker's line, below the bar for everything."""
@@ -82,7 +88,8 @@ class TerminalObserver:
         working = [lane for lane in lanes if lane is not self._own]
         label = f"{len(working)} at once" if working else self._own.label
         note = "" if working else self._own.note
-        self._progress.update(self._task, completed=completed, description=label, note=note)
+        words = ", ".join(word for word in (self._runs, label) if word)
+        self._progress.update(self._task, completed=completed, description=words, note=note)
         for lane in self._lanes.values():
             lane.draw(self._progress)
         # A bisection finds more to do than was known before: how much is left is then not known.
@@ -94,7 +101,8 @@ class TerminalObserver:
         if not self.console.is_terminal and now - self._said > _PLAIN_EVERY_S:
             self._said = now
             eta = "ETA unknown" if eta_s is None else f"ETA {eta_s / 60:.0f} min"
-            print(f"{' | '.join(lines)} ({completed / total:.0%}, {eta})", file=sys.stderr, flush=True)
+            said = ", ".join(word for word in (self._runs, f"{completed / total:.0%}", eta) if word)
+            print(f"{' | '.join(lines)} ({said})", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[TerminalObserver]:

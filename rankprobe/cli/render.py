@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rankprobe.cli.shown import SHOWS, replaced
 from rankprobe.experiment.output import claim_output
 from rankprobe.experiment.pair_files import read_pairs
 from rankprobe.experiment.store import load_runs, read_latency
@@ -22,8 +23,6 @@ from rankprobe.report.table1 import table_1
 
 # Between two renewals lies this many times what one takes.
 _REST = 20.0
-# What a plan says as long as its folder shows runs that are no longer planned.
-OTHERS = "shows_others"
 
 
 class Renewal:
@@ -54,11 +53,15 @@ class Renewal:
 def render(out: Path, plan: dict, runs_folder: Path, *, figures: bool = True) -> list[tuple[str, Findings]]:
     """Write tables (and pictures and pages) from the finished runs that a plan names; what they say, by folder.
 
-    What the folder showed of other runs is taken away first, as soon as there is one to show instead.
+    Where the folder shows other runs (see :mod:`rankprobe.cli.shown`) nothing is written until there is one to show
+    instead; they are taken away then.
     """
     runs = load_runs(runs_folder / run_id for run_id in plan["runs"])
-    if runs and plan.pop(OTHERS, False):
+    if SHOWS in plan:
+        if not replaced(plan, runs):
+            return []
         clear_report(out)
+        del plan[SHOWS]
         claim_output(out, plan)
     latency = read_latency(runs_folder / plan["latency"]) if plan.get("latency") else None
     settings = {"command": plan["command"]} | ({"learning rates": plan["note"]} if plan.get("note") else {})

@@ -28,7 +28,10 @@ def report(folder: Path, runs: Path) -> None:
         raise UsageError(must("--runs", rule, runs, "Pass the store that they were made in"))
     gc.disable()  # of 1,000 runs, looking for cycles again and again takes a tenth of the time, and finds little
     try:
-        render(folder, plan, runs)
+        found = render(folder, plan, runs)
     finally:
         gc.enable()
+    if not found:
+        got = "what it showed before, which stays until one of them ends well"
+        raise UsageError(must(f"{folder}", "have a finished run of its new plan", got, "Go on with the sweep"))
     click.echo(f"{folder / 'report.html'}")

@@ -129,5 +129,6 @@ def reproduce_paper(
             hours=hours,
             executor=by,
             paper=whole,
+            settings={"margin": everything[0].study.margin},
             track=options["trackers"],
         )

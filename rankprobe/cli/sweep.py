@@ -55,7 +55,8 @@ _OF_A_STUDY = (
     multiple=True,
     default=("q,v",),
     show_default=True,
-    help="q k v o up down gate with commas, qkvo, all, or a regex; repeat for more.",
+    help="q k v o up down gate with commas, all, or a regex; several choices by commas between groups (qv,qkvo), or "
+    "by repeating it.",
 )
 @click.option(
     "--alpha",
@@ -175,13 +176,15 @@ def _from_options(options: dict, keep_weights: bool) -> Study:
     """The study that options alone make."""
     from rankprobe.experiment.configuration import Configuration
     from rankprobe.experiment.study import Study
+    from rankprobe.weights.targets import target_choices
 
     seeds, rates = options["seeds"], rates_of(options["lrs"], ("lora", "full", "head"), alone="lora")
     same = {"dropout": options["dropout"], "rslora": options["rslora"], "seeds": seeds, "lr": rates.get("lora")}
     configurations = [Configuration("full", lr=rates.get("full"), seeds=seeds)] if options["full"] else []
     configurations += [
         Configuration("lora", r=r, targets=targets, alpha=alpha.strip(), **same)
-        for targets in options["targets"]
+        for text in options["targets"]
+        for targets in target_choices(text)
         for alpha in options["alphas"].split(",")
         for r in options["rs"]
     ]

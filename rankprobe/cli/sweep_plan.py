@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -68,7 +69,9 @@ def plan_sweep(studies: Sequence[Study], place: Place, *, progress: Progress | N
             except WorkError as error:  # no reason to leave the others undone
                 not_chosen.append(error)
                 continue
-            done.append(plan_study(study, where, progress=progress))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # said when this was planned at default rates
+                done.append(plan_study(study, where, progress=progress))
         return done, not_chosen
 
     return SweepPlan([planned for _, planned in tuning], later, tuple(follow))

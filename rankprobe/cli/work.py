@@ -12,8 +12,9 @@ import click
 
 from rankprobe.cli.command import as_typed, command_line
 from rankprobe.cli.progress import TerminalObserver, say_record
-from rankprobe.cli.render import OTHERS, Renewal, answer_lines, render
+from rankprobe.cli.render import Renewal, answer_lines, render
 from rankprobe.cli.show import raise_bad
+from rankprobe.cli.shown import CHOOSING, SHOWS, once_named, shown, while_choosing, with_those_of
 from rankprobe.cli.tracking import track_run
 from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.apart import settings_apart
@@ -117,8 +118,8 @@ def run_studies(
     runs_folder = planned[0].runs[0].folder.parent
     if out.resolve().is_relative_to(runs_folder.resolve()):
         raise UsageError(must("--out", f"be outside the run store {runs_folder}", out, "Pass another --out"))
-    earlier = {"runs": []} | ((read_plan(out) if out.is_dir() else None) or {})
-    plan |= _instead_of(earlier, plan) if then is None else _beside(earlier, plan)
+    earlier = (read_plan(out) if out.is_dir() else None) or {}
+    plan |= once_named(earlier, plan, plan["runs"]) if then is None else while_choosing(earlier, plan)
     # What chooses the rates is needed for its losses alone.
     keep = keep_weights and then is None
     weights_of = {run_id for extra in extras for run_id in extra.weights_of}
@@ -139,9 +140,16 @@ def run_studies(
     tables, pages = Renewal(), Renewal(least_s=_PAGES_EVERY_S)
 
     def say_others() -> None:
-        apart = _apart(set(earlier["runs"]) - set(plan["runs"]), planned, runs_folder)
+        if SHOWS not in plan or CHOOSING in plan:
+            return
+        apart = _apart(set(shown(earlier)) - set(plan["runs"]), planned, runs_folder)
         observer.say(f"rankprobe: warning: {out} showed other runs{apart}; its tables are replaced, the runs stay in "
                      f"{runs_folder}.")  # fmt: skip
+
+    ended = {run_id for run_id in plan["runs"] if finished(runs_folder / run_id)}
+
+    def count() -> None:
+        observer.count(len(ended.intersection(plan["runs"])), len(plan["runs"]))
 
     def renew() -> None:
         if pages.due():
@@ -153,8 +161,8 @@ def run_studies(
 
     todo, number = list(studies), 0
     with hold_output(out, plan), observer.live():
-        if plan.get(OTHERS):
-            say_others()
+        count()
+        say_others()
         if plan["note"]:
             observer.say(f"rankprobe: warning: {plan['note']}.")
         while todo:
@@ -170,6 +178,9 @@ def run_studies(
                 for record in _unless(work, unmeasured):
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
+                    if record["status"] != "failed":
+                        ended.add(record["run_id"])
+                    count()
                     for line in track_run(runs_folder / record["run_id"], track, out / "trackers"):
                         observer.say(f"rankprobe: warning: {line}.")
                     # A rate that diverges while rates are being chosen is what a grid's edge is for; tuning.csv has it.
@@ -192,11 +203,17 @@ def run_studies(
                     continue
                 todo = list(chosen)
                 planned += todo
-                plan |= {**_named(planned), "note": untuned_note(planned), "main": todo[0].runs[0].run_id}
-                plan |= {"title": title} | _instead_of(earlier, plan)
+                named = _named(planned)
+                # What stands of a study that cannot be done now is no reason to take it away.
+                plan |= with_those_of(earlier, named) if not_chosen else named
+                plan |= {"note": untuned_note(planned), "main": todo[0].runs[0].run_id}
+                for word in (CHOOSING, SHOWS):
+                    plan.pop(word, None)
+                plan |= once_named(earlier, plan, [run.run_id for study in todo for run in study.runs])
                 claim_output(out, plan)
-                if plan.get(OTHERS):
-                    say_others()
+                ended |= {run_id for run_id in plan["runs"] if finished(runs_folder / run_id)}
+                count()
+                say_others()
                 observer.expect(sum(study.steps_left(wanted(study)) for study in todo))
         if measure_latency and not stop():
             try:
@@ -216,26 +233,6 @@ def run_studies(
     raise_bad(bad.values(), len(plan["runs"]), runs_folder)
     if unmeasured:
         raise unmeasured[0]
-
-
-def _beside(earlier: dict, plan: dict) -> dict:
-    """What a folder goes on showing while rates are chosen: all that it did, and the runs that choose them."""
-    if not earlier["runs"]:
-        return {}
-    known = set(earlier["runs"])
-    new = [run_id for run_id in plan["runs"] if run_id not in known]
-    labels = dict(zip(plan["runs"], plan["labels"], strict=True))
-    kept = {key: earlier[key] for key in ("title", "note", OTHERS) if key in earlier}
-    return kept | {
-        "runs": [*earlier["runs"], *new],
-        "labels": [*(earlier.get("labels") or earlier["runs"]), *(labels[run_id] for run_id in new)],
-        "main": earlier.get("main") or earlier["runs"][0],
-    }
-
-
-def _instead_of(earlier: dict, plan: dict) -> dict:
-    """The mark of a folder that shows runs which are no longer planned; it goes when they are taken away."""
-    return {OTHERS: True} if earlier.get(OTHERS) or not set(earlier["runs"]) <= set(plan["runs"]) else {}
 
 
 def _unless(work: Iterator[T], unmeasured: list[WorkError]) -> Iterator[T]:

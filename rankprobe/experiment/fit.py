@@ -38,8 +38,8 @@ def check_fit(
     Raises
     ------
     UsageError
-        If a method does not fit the architecture, its size or r is out of range, targets match nothing, or there are
-        fewer positions than max_length, or than it and a prefix together.
+        If a method does not fit the architecture, its size or r is out of range, targets match nothing, there are fewer
+        positions than max_length, or than it and a prefix together, or the model reads padding.
     """
     config, stored = load_config(str(source.path)), stored_names(source.path)
     check_padding(config, source)

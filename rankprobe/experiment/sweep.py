@@ -153,7 +153,7 @@ def plan_study(study: Study, place: Place, *, progress: Progress | None = None) 
                      train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress)
     specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
     check_fit(specs, source, problem=task.problem, num_labels=max(1, len(task.labels)))
-    # Of the evaluation split alone, and from one place: a sweep that tunes its rates plans each study three times.
+    # Of the evaluation split alone: a sweep that tunes its rates plans each study for both.
     for note in data_notes(source, task, study.max_length) if study.split == "eval" else ():
         warnings.warn(note, stacklevel=1)
     runs = tuple(plan_run(spec, source, task, place.runs) for spec in specs)

@@ -144,22 +144,9 @@ NEEDS: dict[str, Needs] = {
     r"intrinsic-dimension(-did|-said-below-did|-below-lora)?": Needs((_lora(8),), intrinsic=True),
     r"intruders(-lora|-full|-by-r)?": Needs((_FULL, _lora(1), _lora(64)), pairs=("r1-full", "r4-r64")),
 }  # fmt: skip
-_EXAMPLES = (
-    "vignette-parameters",
-    "lora-equals-full",
-    "small-r1-vs-full",
-    "small-r1-vs-r8",
-    "trainable-parameters",
-    "merged-latency",
-    "unmerged-latency",
-    *(key for key in NEEDS if not set(key) & set("(|\\)")),
-    "table1",
-    "figure3",
-    "figure4",
-    "table7",
-    "intruders",
-    "intrinsic-dimension",
-)
+# What the error for an unknown claim begins with.
+_EXAMPLES = ("lora-equals-full", "small-r1-vs-r8", "merged-latency", "table1", "table5-qv-vs-q", "figure3", "table7",
+             "intruders", "intrinsic-dimension")  # fmt: skip
 
 
 def load_scale(name: str, *, seed: int = 0) -> Scale:
@@ -205,9 +192,24 @@ def needs_of(claim: str) -> Needs:
         if found := re.fullmatch(pattern, claim):
             rs = tuple(_lora(int(group)) for group in found.groups() if group and group.isdigit())
             return replace(needs, runs=(*needs.runs, *rs))
-    near = difflib.get_close_matches(claim, _EXAMPLES, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(claim, [name for pattern in NEEDS for name in _claims(pattern)], n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Pass one of those"
     raise UsageError(must("--only", f"be a claim such as {', '.join(_EXAMPLES)}", repr(claim), hint))
+
+
+def _claims(pattern: str) -> list[str]:
+    """What a key of :data:`NEEDS` matches, with no shape and with one choice of r.
+
+    >>> _claims(r"figure3(-shared-direction)?"), _claims(r"(merged|unmerged)-latency(-b\\d+-l\\d+)?")
+    (['figure3-shared-direction', 'figure3'], ['merged-latency', 'unmerged-latency'])
+    """
+    for variable, one in ((r"(-b\d+-l\d+)?", ""), (r"-vs-r(\d+)", "-vs-r8"), (r"r(\d+)", "r1")):
+        pattern = pattern.replace(variable, one)
+    group = re.search(r"\(([^()]*)\)(\??)", pattern)  # an innermost one
+    if group is None:
+        return [pattern]
+    choices = [*group[1].split("|"), *([""] if group[2] else [])]
+    return [name for one in choices for name in _claims(pattern[: group.start()] + one + pattern[group.end() :])]
 
 
 def check_measured(

@@ -97,7 +97,8 @@ def _judged(claim: _Claim, table: pd.DataFrame, batch: int, length: int, publish
     if measured is not None and "device_name" in shape:
         # Published is GPT-2 medium on another machine: what was timed here is said beside it.
         one = found.iloc[0]
-        note = f"{one['model']} with random weights, {one['dtype']} on {one['device_name']}; {note}"
+        weights = " with random weights" if claim in _OF_TABLE_1 else ""
+        note = f"{one['model']}{weights}, {one['dtype']} on {one['device_name']}; {note}"
     row = claim_row(
         f"{claim.claim_id}-b{batch}-l{length}",
         claim.source,

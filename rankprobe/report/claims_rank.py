@@ -34,7 +34,7 @@ def full_energy_shares(ranks: pd.DataFrame, runs: list[dict]) -> pd.DataFrame:
     Parameters
     ----------
     ranks : DataFrame
-        From :func:`rankprobe.report.tables.merged_ranks`.
+        From :func:`rankprobe.report.merged.merged_ranks`.
     runs : list of dict
         The comparison.
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from rankprobe.report.claims import claims_table
 from rankprobe.report.equivalence import MARGIN
+from rankprobe.report.intrinsic import beside_table
 from rankprobe.report.merged import merged_functional_ranks, merged_ranks, merged_spectra, merged_truncation
 from rankprobe.report.numbers import targets_name
 from rankprobe.report.paper_tables import table_5, table_6
@@ -101,6 +102,7 @@ def find(
             "table6": table_6(runs, published),
             "intrinsic_dimension": more.intrinsic,
             "intrinsic_curve": more.intrinsic_curve,
+            "intrinsic_comparison": pd.DataFrame() if more.intrinsic.empty else beside_table(more.intrinsic, runs),
             "parameter_counts": more.parameter_counts,
             "table7": table_7(more.pairs, published),
             **figure_tables(more.pairs),

@@ -49,7 +49,7 @@ def number(value: object, digits: int = 1, *, sign: bool = False) -> str:
     if math.isinf(value):
         return f"{MINUS if value < 0 else ''}∞"
     # First to as many digits as a fraction times 100 has right, so that it and points round the same way.
-    text = f"{round(value, 9):{'+' if sign else ''},.{digits}f}"
+    text = f"{round(value, max(9, digits)):{'+' if sign else ''},.{digits}f}"
     if float(text.replace(",", "")) == 0:
         text = text.lstrip("+-")
     return text.replace("-", MINUS)

@@ -11,7 +11,7 @@ from rankprobe.report.answer import answer
 from rankprobe.report.cells import Code, Table
 from rankprobe.report.collapsed import learned_nothing_text
 from rankprobe.report.findings import Findings
-from rankprobe.report.intrinsic_cells import dimension_cells
+from rankprobe.report.intrinsic_cells import beside_cells, dimension_cells
 from rankprobe.report.page_tables import (
     bad_runs_cells,
     claims_cells,
@@ -138,6 +138,7 @@ def _papers_tables(findings: Findings, pictures: dict[str, Picture]) -> list[Sec
         "Intrinsic dimension": (
             pictures.get("intrinsic_dimension"),
             dimension_cells(findings.tables.get("intrinsic_dimension", pd.DataFrame())),
+            beside_cells(findings.tables.get("intrinsic_comparison", pd.DataFrame())),
         ),
         "Parameter counts that the paper prints": (parameter_cells(findings),),
     }

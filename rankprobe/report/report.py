@@ -22,7 +22,8 @@ from rankprobe.report.paper_tables import table_2
 TABLES = (
     "runs", "methods", "rank_sweep", "rank_answer", "claims", "ranks", "spectra", "truncation", "functional_rank",
     "latency", "predicted_curve", "predicted_summary", "table1", "table2", "table5", "table6", "table7", "figure3",
-    "figure4", "intruders", "intrinsic_dimension", "intrinsic_curve", "parameter_counts", "tuning",
+    "figure4", "intruders", "intrinsic_dimension", "intrinsic_curve", "intrinsic_comparison", "parameter_counts",
+    "tuning",
 )  # fmt: skip
 PICTURES = (
     "accuracy_by_r", "predicted_curve", "truncation", "spectra", "energy_rank", "accuracy_by_parameters", "latency",

@@ -1,4 +1,4 @@
-"""Runs of one comparison → the CSV tables that people read: a row a run, a row a configuration, merged spectra."""
+"""Runs of one comparison → the CSV tables that people read: a row a run, a row a configuration."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ def load_files(spec: FileSpec, split: str = "eval") -> LoadedRows:
     """Read training and evaluation rows from two files.
 
     Classes are the training file's labels, sorted (as numbers where all are whole numbers; 1.0 is 1 then). A row's id
-    is its place in its file, from 0. Evaluation rows that the training file has too are warned of.
+    is its place in its file, from 0. Evaluation rows that the training file has too are warned of, and texts of a TSV
+    file that are quoted as in CSV.
 
     Parameters
     ----------

@@ -35,6 +35,18 @@ def canonical_targets(targets: str) -> str:
     return targets.strip() if kinds is None or targets.strip() == "all" else ",".join(kinds)
 
 
+def target_choices(text: str) -> tuple[str, ...]:
+    """Several choices of targets in one text, by commas between groups of kinds; a text without such is one choice.
+
+    >>> target_choices("qv,qkvo"), target_choices("q,v"), target_choices("layer.[01].*query")
+    (('qv', 'qkvo'), ('q,v',), ('layer.[01].*query',))
+    """
+    parts = [part.strip() for part in text.split(",")]
+    kinds = [parse_targets(part) for part in parts]
+    groups = None not in kinds and any(len(of) > 1 for of in kinds)
+    return tuple(parts) if groups else (text,)
+
+
 def target_sites(
     shapes: Mapping[str, Iterable[int]], targets: str, *, config: Mapping | None = None
 ) -> list[WeightSite]:

@@ -41,6 +41,15 @@ def test_all_workers_steps_count_and_each_has_a_line():
     assert observer.lane(1) is second
 
 
+def test_how_many_runs_are_done_stands_before_what_is_under_way():
+    observer = TerminalObserver(100)
+    observer.count(11, 1200)
+    observer.begin("LoRA", 10)
+    assert whole(observer).description == "11 of 1,200 runs, LoRA"
+    observer.count(12, 1200)
+    assert whole(observer).description == "12 of 1,200 runs, LoRA"
+
+
 def test_a_lost_run_does_not_count_twice():
     observer = TerminalObserver(40)
     lane = observer.lane(0)

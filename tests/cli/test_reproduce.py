@@ -1,6 +1,7 @@
 """reproduce-paper, params and spectrum where all goes well: plans, counts, what one claim needs."""
 
 import re
+from importlib import resources
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +10,7 @@ from rankprobe.cli.main import main
 from rankprobe.paper.published import published
 from rankprobe.paper.reproduce import NEEDS, load_scale, needs_of, only_what_is_needed
 from rankprobe.report.claims import claims_table
-from rankprobe.report.verdicts import Evidence
+from rankprobe.report.verdicts import MARGIN_POINTS, Evidence
 
 
 def run(*words):
@@ -53,6 +54,13 @@ def test_medium_reads_glue_from_a_folder_and_docmatch_from_none(shared):
 def test_scales_load_and_shift_their_seeds(name):
     scale = load_scale(name, seed=5)
     assert scale.shapes and all(study.seed == 5 for study in scale.studies)
+
+
+@pytest.mark.parametrize("name", ["smoke", "small", "medium", "paper"])
+def test_the_margin_stands_in_every_study_and_is_that_of_the_claims(name):
+    text = (resources.files("rankprobe.paper") / f"{name}.toml").read_text(encoding="utf-8")
+    assert text.count("\nmargin = ") == text.count("[[studies]]")
+    assert {100 * study.margin for study in load_scale(name).studies} == {MARGIN_POINTS}
 
 
 def test_small_has_the_seeds_that_its_verdicts_need():
@@ -108,6 +116,18 @@ def test_a_claim_needs_its_own_runs_only(tmp_path, claim, expected):
 def test_an_unknown_claim_is_refused(claim):
     result = run("reproduce-paper", "--only", claim, "--dry-run")
     assert result.exit_code == 2 and "--only must be a claim such as" in result.output
+
+
+@pytest.mark.parametrize(("claim", "near"), [
+    ("lora-equal-full", "Did you mean lora-equals-full or "), ("table7-amplification", "table7-amplified"),
+    ("table1-adapters-l", "Did you mean table1-adapter-l or table1-adapter-h or "), ("intruder-full", "intruders-full"),
+    ("figure-4", "Did you mean figure4 or "), ("intrinsic-dimension-sad", "Did you mean intrinsic-dimension-said"),
+])  # fmt: skip
+def test_an_unknown_claim_is_refused_with_the_near_ones(claim, near):
+    hint = run("reproduce-paper", "--only", claim, "--dry-run").output.partition("Did you mean ")[2].rstrip("?\n")
+    names = hint.split(" or ")
+    assert near in f"Did you mean {hint}" and len(set(names)) == len(names)
+    assert all(needs_of(name) for name in names), "what is named can be asked for"
 
 
 def test_a_claim_on_an_r_that_is_not_trained_is_refused():

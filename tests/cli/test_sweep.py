@@ -108,6 +108,14 @@ def test_options_print_the_study_that_they_make(tuned, tmp_path):
     ]  # fmt: skip
 
 
+def test_targets_of_several_choices_in_one_word(bench):
+    result = rankprobe(*SWEEP, "--r", "1", "--seeds", "1", "--no-full", "--no-head", "--targets", "qv,qkvo",
+                       "--targets", "v", "--dry-run")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    Path("study.toml").write_text(result.stdout[: result.stdout.index("\n]") + 2])
+    assert [c.targets for c in load_study(Path("study.toml")).configurations] == ["q,v", "q,k,v,o", "v"]
+
+
 def test_dry_run_names_both_parts_and_how_long_the_first_takes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     furnish(tmp_path)

@@ -46,17 +46,34 @@ def test_bert_has_11_d_a_block_and_2_d_of_the_embeddings_norm_and_the_pooler(lay
     assert sum(c for n, c in counts.items() if ".layer.0." in n) == 11 * d
 
 
+def _name(of_peft):
+    return of_peft.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
 @pytest.mark.parametrize("kind", WITH_BIASES)
-def test_the_biases_are_those_that_peft_trains(kind):
+def test_the_biases_are_those_that_peft_trains_and_do_what_they_do_there(kind):
     tiny = load_tiny(kind)
     apply_bitfit(tiny.model)
     ours = trained(tiny.model).keys() - tiny.head
     config = peft.LoraConfig(r=1, bias="all", target_modules=r".*\.(query|query_proj|q_lin|c_attn)")
     theirs = peft.get_peft_model(load_tiny(kind).model, config)
     biases = {n for n in trained(theirs) if "lora_" not in n}
-    names = {n.removeprefix("base_model.model.").replace(".base_layer.", ".") for n in biases}
+    names = {_name(n) for n in biases}
     # peft, which knows no head, trains the biases of that too.
     assert ours == names - tiny.head and len(ours) > 0
+    assert sum(trained(tiny.model)[n].numel() for n in ours) == sum(
+        p.numel() for n, p in theirs.named_parameters() if n in biases and _name(n) not in tiny.head
+    )
+    generator = torch.Generator().manual_seed(0)
+    same = {_name(n): p for n, p in theirs.named_parameters() if n in biases}
+    with torch.no_grad():
+        before = logits(theirs, tiny.batch)
+        for name in sorted(ours):
+            change = 0.3 * torch.randn(same[name].shape, generator=generator)
+            trained(tiny.model)[name].add_(change)
+            same[name].add_(change)
+    torch.testing.assert_close(logits(theirs, tiny.batch), logits(tiny.model, tiny.batch), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(logits(theirs, tiny.batch), before, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "gpt2"])

@@ -99,6 +99,11 @@ def test_peft_loads_what_we_save_and_gives_the_same_logits(tiny, tmp_path, rslor
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     again, _, _ = load_classifier(find_model(folder), 3, seed=99)
     load_lora(again, load_adapter(tmp_path / "adapter"))
+    # A fused matrix has the factors of its parts together there, B with zeros where a part has none.
+    stored = sum(f.A.numel() + f.B.numel() for f in (layer.factors() for layer in layers.values()))
+    assert stored == sum(p.numel() for name, p in theirs.named_parameters() if "lora_" in name)
+    if all(site.rows is None for layer in layers.values() for site in layer.sites):
+        assert stored == sum(p.numel() for layer in layers.values() for p in (*layer.A, *layer.B))
     torch.testing.assert_close(logits(again, batch), ours, rtol=1e-5, atol=1e-5)
     # In float64, where what two ways of summing round differently is far below any mistake.
     torch.testing.assert_close(logits(theirs.double(), batch), logits(model.double(), batch), rtol=1e-10, atol=1e-10)

@@ -87,6 +87,13 @@ def test_table_1_and_the_models_own_latency_are_claims_apart():
     assert both.index.is_unique and not own["note"].str.contains("random weights").any()
 
 
+def test_a_pretrained_model_that_was_timed_beside_adapters_is_not_said_to_be_random():
+    timed = make_latency().assign(model="all-MiniLM-L6-v2", device_name="AMD EPYC", dtype="bfloat16")
+    own = claims_of(make_table1(), timed)
+    own = own[~own.index.str.startswith("table1") & (own["n"] > 0)]
+    assert len(own) and own["note"].str.startswith("all-MiniLM-L6-v2, bfloat16 on AMD EPYC; ").all()
+
+
 def test_without_published_numbers_only_those_are_missing():
     claims = claims_of(make_table1(), papers=pd.DataFrame())
     table1 = claims[claims.index.str.startswith("table1")]

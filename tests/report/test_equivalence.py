@@ -196,7 +196,6 @@ def test_thousand_sweeps_at_the_margin_claim_falsely_in_five_percent_at_most(wor
         half = stats.t.isf(0.05, n - 1) * per_seed.std(ddof=1) / np.sqrt(n)
         naive += per_seed.mean() - half > -0.02 and per_seed.mean() + half < 0.02
     assert false <= 69
-    print(false, naive)
     assert naive > 100
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rankprobe.paper.published import published
 from rankprobe.report.answer import answer
-from rankprobe.report.findings import find
+from rankprobe.report.findings import Measured, find
 from rankprobe.report.report import PICTURES, TABLES, build_report
 from tests.report.synthetic import make_latency, make_run
 
@@ -333,8 +333,10 @@ def test_a_perplexitys_answer_is_the_tests_one(tmp_path):
     assert single.startswith("On docgen LoRA with r = ") and "(one seed)" in single
 
 
-def test_what_a_report_writes_can_be_taken_away():
+def test_what_a_report_writes_can_be_taken_away(tmp_path):
     """A table or picture that the two lists lack would be left over of other runs."""
+    found = find([make_run(tmp_path, r=8)], None, published(), Measured())
+    assert found.tables.keys() | {"figure3", "figure4", "table2", "tuning"} == set(TABLES)
     medium = Path(__file__).parents[2] / "results" / "reproduce-paper-medium"
     written = {folder: {path.stem for path in (medium / folder).iterdir()} for folder in ("tables", "figures")}
     assert set(TABLES) - written["tables"] == {"tuning"} and not written["tables"] - set(TABLES)

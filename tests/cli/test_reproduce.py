@@ -121,7 +121,7 @@ def test_an_unknown_claim_is_refused(claim):
 @pytest.mark.parametrize(("claim", "near"), [
     ("lora-equal-full", "Did you mean lora-equals-full or "), ("table7-amplification", "table7-amplified"),
     ("table1-adapters-l", "Did you mean table1-adapter-l or table1-adapter-h or "), ("intruder-full", "intruders-full"),
-    ("figure-4", "Did you mean figure4 or "), ("intrinsic-dimension-sad", "Did you mean intrinsic-dimension-said"),
+    ("figure-4", "Did you mean figure4 or "), ("intrinsic-dimension-sad", "intrinsic-dimension-said-below-did"),
 ])  # fmt: skip
 def test_an_unknown_claim_is_refused_with_the_near_ones(claim, near):
     hint = run("reproduce-paper", "--only", claim, "--dry-run").output.partition("Did you mean ")[2].rstrip("?\n")

@@ -98,6 +98,7 @@ def reproduce_paper(
         device=place.device,
         threads=place.threads,
         bottlenecks=chosen.latency_bottlenecks and (chosen.latency_bottlenecks,) * len(chosen.shapes),
+        prefix_length=chosen.latency_prefix,
     )
     whole = scale != "paper"
     # Every claim of the whole paper but Table 2 is about one task; the others are as many comparisons of their own.

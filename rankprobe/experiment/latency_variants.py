@@ -18,6 +18,7 @@ from rankprobe.experiment.parameters import Counts, Setting, count
 from rankprobe.methods.apply import apply_method
 from rankprobe.methods.lora import unload_lora
 from rankprobe.methods.lora_layer import LoRALayer
+from rankprobe.methods.prefix import check_prefix
 from rankprobe.training.precision import autocast
 from rankprobe.weights.lacking import stored_names
 from rankprobe.weights.pretrained import load_classifier, load_config
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 BASE, COPY, FULL, MERGED, UNMERGED = "base", "base_copy", "full", "lora_merged", "lora_unmerged"
 ADAPTERS = ("adapter_l", "adapter_h")
+# They make every text longer inside the model.
+PREFIXES = ("prefix", "prompt")
 # What differs from the base differs by about this much: large enough to be no zero, small enough to overflow nothing.
 _NOISE = 1e-3
 
@@ -60,14 +63,17 @@ class Architecture:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def variant_names(source: ModelSource | Architecture, bottlenecks: tuple[int, int] | None) -> tuple[str, ...]:
+def variant_names(
+    source: ModelSource | Architecture, bottlenecks: tuple[int, int] | None, prefix_length: int | None = None
+) -> tuple[str, ...]:
     """Which variants are timed; the base comes first.
 
     A fully tuned model has the base's very modules. Beside a pretrained base it is timed all the same, with values of
     its own; beside random weights it would be a second copy of the base once more.
     """
     full = () if isinstance(source, Architecture) else (FULL,)
-    return (BASE, COPY, *full, MERGED, UNMERGED, *(ADAPTERS if bottlenecks else ()))
+    added = (*(ADAPTERS if bottlenecks else ()), *(PREFIXES if prefix_length else ()))
+    return (BASE, COPY, *full, MERGED, UNMERGED, *added)
 
 
 def build_models(
@@ -92,9 +98,11 @@ def build_models(
     """
     base = _random_base(source) if isinstance(source, Architecture) else _pretrained_base(source, spec)
     check_length(max(length for _, length in spec.shapes), base, "a shape's length")
+    if spec.prefix_length:
+        check_prefix(base, spec.prefix_length, max(length for _, length in spec.shapes))
     generator = torch.Generator().manual_seed(0)
     models = {BASE: base}
-    for variant in variant_names(source, bottlenecks)[1:]:
+    for variant in variant_names(source, bottlenecks, spec.prefix_length)[1:]:
         models[variant] = model = copy.deepcopy(base)
         if variant == FULL:
             _disturb(model.parameters(), generator)
@@ -106,6 +114,8 @@ def build_models(
         elif variant in ADAPTERS:
             apply_method(model, set(), variant, size=bottlenecks[ADAPTERS.index(variant)])
             _disturb((p for name, p in model.named_parameters() if ".adapter." in name), generator)
+        elif variant in PREFIXES:
+            apply_method(model, set(), variant, size=spec.prefix_length)
     dtype = _held_in(source, spec)
     # Frozen all alike: on a CPU a GPT-2 whose parameters ask for no gradient takes 1.1 times as long at (16, 256) as a
     # copy whose do, in inference mode too, and methods freeze what they do not train.
@@ -170,19 +180,22 @@ def inputs_of(config: PretrainedConfig, spec: LatencySpec, *, mask: bool) -> Cal
 def sizes_of(
     source: ModelSource | Architecture, spec: LatencySpec, bottlenecks: tuple[int, int]
 ) -> dict[str, tuple[int | None, int]]:
-    """Of every variant, its bottleneck and the parameters that its method trains besides the head."""
+    """Of every variant, its bottleneck or prefix and the parameters that its method trains besides the head."""
     config = source.config if isinstance(source, Architecture) else load_config(str(source.path))
     problem = "language_modelling" if isinstance(source, Architecture) else "classification"
     stored = None if isinstance(source, Architecture) else stored_names(source.path)
     settings = dict.fromkeys((BASE, COPY, FULL), Setting("full"))
     settings |= dict.fromkeys((MERGED, UNMERGED), Setting("lora", spec.targets, spec.r))
     settings |= {name: Setting(name, size=size) for name, size in zip(ADAPTERS, bottlenecks, strict=True)}
+    if spec.prefix_length:
+        settings |= {name: Setting(name, size=spec.prefix_length) for name in PREFIXES}
     counts: dict[Setting, Counts] = {}
     for setting in settings.values():
         if setting not in counts:
             counts[setting] = count(config, setting, problem=problem, stored=stored)
     return {
-        name: (settings[name].size, counts[settings[name]].method) for name in variant_names(source, bottlenecks)
+        name: (settings[name].size, counts[settings[name]].method)
+        for name in variant_names(source, bottlenecks, spec.prefix_length)
     }
 
 

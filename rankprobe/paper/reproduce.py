@@ -49,6 +49,8 @@ class Scale:
         For all shapes together.
     latency_bottlenecks : (int, int) or None
         Of the Adapter-L and Adapter-H that are timed beside it; None leaves both out.
+    latency_prefix : int or None
+        Tokens of the PreLayer and PreEmbed that are timed beside those; None leaves both out.
     table1_budget_s : float
         For the adapters' latency at the shapes of the paper's Table 1; 0 leaves it out.
     table1_shrink, table1_shapes : int, tuple of (int, int), or None
@@ -64,6 +66,7 @@ class Scale:
     latency_r: int
     latency_budget_s: float
     latency_bottlenecks: tuple[int, int] | None = None
+    latency_prefix: int | None = None
     table1_budget_s: float = 0.0
     table1_shrink: int | None = None
     table1_shapes: tuple[tuple[int, int], ...] | None = None
@@ -172,6 +175,7 @@ def load_scale(name: str, *, seed: int = 0) -> Scale:
         latency["r"],
         float(latency["budget_s"]),
         tuple(latency["bottlenecks"]) if "bottlenecks" in latency else None,
+        latency.get("prefix_length"),
         float(table1.get("budget_s", 0.0)),
         table1.get("shrink"),
         tuple((b, n) for b, n in table1["shapes"]) if "shapes" in table1 else None,

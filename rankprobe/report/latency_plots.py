@@ -20,6 +20,8 @@ _LOOKS = {
     "lora_unmerged": (ORANGE, "^"),
     "adapter_l": (PINK, "v"),
     "adapter_h": (BLACK, "P"),
+    "prefix": (GREEN, "X"),
+    "prompt": (GREEN, "h"),
 }
 
 

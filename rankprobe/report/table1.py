@@ -16,6 +16,8 @@ VARIANT_NAMES = {
     "lora_unmerged": "LoRA, not merged",
     "adapter_l": "Adapter-L",
     "adapter_h": "Adapter-H",
+    "prefix": "PreLayer",
+    "prompt": "PreEmbed",
 }
 TABLE_1 = [
     "model", "variant", "batch", "length", "bottleneck", "method_params", "n", "latency_ms", "ci_low", "ci_high",

@@ -60,13 +60,14 @@ METHOD_COLUMNS = [
 
 
 # What a trained model has when it is served: the base's modules with values of its own, or modules that were added.
-# A prefix is served with longer inputs, which no measurement here has.
 _SERVED_AS = {
     "head": "base",
     **dict.fromkeys(("full", "bitfit", "top_layers", "did", "said"), "full"),
     "lora": "lora_merged",
     "adapter_h": "adapter_h",
     "adapter_l": "adapter_l",
+    "prefix": "prefix",
+    "prompt": "prompt",
 }
 
 
@@ -238,6 +239,8 @@ def _latency_of(spec: dict, latency: pd.DataFrame | None) -> dict:
         rows = rows[(rows["r"] == spec["r"]) & (rows["targets"] == spec["targets"])]
     elif spec["method"] in ("adapter_h", "adapter_l") and len(rows):
         rows = rows[rows["bottleneck"] == spec["bottleneck"]]
+    elif spec["method"] in ("prefix", "prompt") and len(rows):
+        rows = rows[rows["prefix_length"] == spec["prefix_length"]]
     if rows.empty:
         return {}
     row = rows.sort_values(["batch", "length"]).iloc[0]

@@ -176,6 +176,25 @@ def test_a_classifier_is_timed_with_its_tuned_copy_and_with_adapters_where_asked
     assert table.loc["lora_merged", "method_params"] == table.loc["lora_unmerged", "method_params"] == L * 2 * 3 * 2 * D
 
 
+def test_prefixes_are_timed_where_asked_and_longer_texts_are_what_they_cost(tmp_path):
+    source = find_model(make_tiny("bert", tmp_path / "base"))
+    plan = planned(tmp_path, source, shapes=((1, 4),), bottlenecks=((5, 4),), prefix_length=3)
+    table = execute_latency(plan).set_index("variant")
+    assert list(table.index)[-4:] == ["adapter_l", "adapter_h", "prefix", "prompt"]
+    assert table.loc["prompt", "method_params"] == 3 * D and table.loc["prefix", "method_params"] > 3 * D
+    assert table["prefix_length"].dropna().to_dict() == {"prefix": 3, "prompt": 3}
+    assert table["bottleneck"].dropna().to_dict() == {"adapter_l": 5, "adapter_h": 4}
+    models = build_models(plan.source, plan.spec, (5, 4))
+    inputs = inputs_of(models["base"].config, plan.spec, mask=True)(2, 4)
+    seen = {}
+    for name in ("base", "prefix", "prompt"):
+        block = next(m for m in models[name].modules() if type(m).__name__ == "BertLayer")
+        block.register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0].shape[1]}))
+    outs = {name: call(inputs).logits for name, call in as_callers(models, plan.source, plan.spec).items()}
+    assert seen == {"base": 4, "prefix": 7, "prompt": 7}
+    assert all(not torch.equal(outs[name], outs["base"]) for name in ("prefix", "prompt"))
+
+
 # ----------------------------------------------------------------------------------------------------- run store
 
 
@@ -185,7 +204,7 @@ def test_measurements_without_adapters_keep_the_run_id_that_they_had():
     plan = plan_latency(source, Path("runs"), r=8, targets="q,v", shapes=((1, 32), (8, 64), (32, 64)), budget_s=120.0,
                         dtype="bfloat16", device="cpu", threads=2)  # fmt: skip
     assert plan.run_id == "latency-r8-9bf7205fb5"
-    assert "bottlenecks" not in plan.spec.content()
+    assert not {"bottlenecks", "prefix_length"} & plan.spec.content().keys()
 
 
 def test_all_that_decides_the_result_is_in_the_run_id():
@@ -343,6 +362,7 @@ def test_the_observer_is_told_shape_round_and_variant(tmp_path):
         ({"shapes": ((1, 17),), "bottlenecks": ((1, 1),)}, "a shape's length must be at most 16"),
         ({"bottlenecks": ((1, 1),)}, "bottlenecks must be a pair for each shape. Got 1 for 3 shapes"),
         ({"shapes": ((1, 4),), "bottlenecks": ((0, 1),)}, "bottleneck must be at least 1"),
+        ({"bottlenecks": None, "prefix_length": 3}, "prefix_length must come with bottlenecks. Got 3"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, settings, message):

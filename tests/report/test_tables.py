@@ -19,7 +19,7 @@ from rankprobe.report.tables import (
     rank_sweep_table,
     runs_table,
 )
-from tests.report.synthetic import make_run
+from tests.report.synthetic import make_latency, make_run
 
 
 def test_a_row_a_configuration_in_reading_order(findings):
@@ -55,6 +55,15 @@ def test_latency_of_the_smallest_batch_goes_to_what_was_timed(findings):
     assert methods.loc[("lora", 8), "latency_ratio"] == pytest.approx(1.003)
     assert methods.loc[("lora", 8), "latency_ms"] == pytest.approx(3.1 * 1.003)
     assert pd.isna(methods.loc[("lora", 4), "latency_ratio"])  # r = 4 was not timed
+
+
+def test_a_prefix_has_the_latency_of_its_own_length(tmp_path):
+    runs = [make_run(tmp_path, method="full"), make_run(tmp_path, method="prompt", prefix_length=32, note="32"),
+            make_run(tmp_path, method="prompt", prefix_length=8, note="8")]  # fmt: skip
+    timed = make_latency().assign(prefix_length=pd.NA, bottleneck=pd.NA)
+    own = timed[timed["variant"] == "full"].assign(variant="prompt", prefix_length=32, ratio=1.4)
+    methods = methods_table(runs, pd.concat([timed, own])).set_index("size")
+    assert methods.loc[32, "latency_ratio"] == 1.4 and pd.isna(methods.loc[8, "latency_ratio"])
 
 
 def test_two_evaluation_sets_never_share_a_table(tmp_path):

@@ -156,6 +156,23 @@ def test_a_report_inside_another_reports_folder_stays(bench, no_pictures):
     assert list(pd.read_csv("out/inner/tables/runs.csv")["r"]) == [2]
 
 
+_TWO_MODELS = (
+    'task = "files"\nmodel = ["base", "twin"]\nepochs = 1\nbatch_size = 8\nmax_length = 16\n'
+    'tune = [0.5, 1]\nconfigurations = [{ method = "lora", r = R, lr = 4e-3, seeds = 1 }]\n'
+)
+
+
+def _no_rate_for_base(monkeypatch):
+    choose = sweep_plan.choose_rates
+
+    def chosen(study, records):
+        if study.model == "base":
+            raise WorkError("No rate of LoRA")
+        return choose(study, records)
+
+    monkeypatch.setattr(sweep_plan, "choose_rates", chosen)
+
+
 def _twin():
     """Another model, ``twin``, like ``base``."""
     shutil.copytree("base", "twin")
@@ -164,18 +181,8 @@ def _twin():
 
 
 def test_a_study_without_rates_does_not_stop_the_others(bench, no_pictures, monkeypatch):
-    Path("study.toml").write_text(
-        'task = "files"\nmodel = ["base", "twin"]\nepochs = 1\nbatch_size = 8\nmax_length = 16\n'
-        'tune = [0.5, 1]\nconfigurations = [{ method = "lora", r = 2, lr = 4e-3, seeds = 1 }]\n'
-    )
-    choose = sweep_plan.choose_rates
-
-    def chosen(study, records):
-        if study.model == "base":
-            raise WorkError("No rate of LoRA")
-        return choose(study, records)
-
-    monkeypatch.setattr(sweep_plan, "choose_rates", chosen)
+    Path("study.toml").write_text(_TWO_MODELS.replace("R", "2"))
+    _no_rate_for_base(monkeypatch)
     _twin()
     result = rankprobe("sweep", "study.toml", *FILES, *COMPUTE, "--out", "out")
     assert result.exit_code == 1 and result.stderr.count("No rate of LoRA") == 1, result.output
@@ -183,23 +190,12 @@ def test_a_study_without_rates_does_not_stop_the_others(bench, no_pictures, monk
 
 
 def test_a_study_that_cannot_be_done_now_keeps_what_it_showed(bench, no_pictures, monkeypatch):
-    text = (
-        'task = "files"\nmodel = ["base", "twin"]\nepochs = 1\nbatch_size = 8\nmax_length = 16\n'
-        'tune = [0.5, 1]\nconfigurations = [{ method = "lora", r = R, lr = 4e-3, seeds = 1 }]\n'
-    )
     _twin()
     sweep = ("sweep", "study.toml", *FILES, *COMPUTE, "--out", "out")
-    Path("study.toml").write_text(text.replace("R", "1"))
+    Path("study.toml").write_text(_TWO_MODELS.replace("R", "1"))
     assert rankprobe(*sweep).exit_code == 0
-    choose = sweep_plan.choose_rates
-
-    def chosen(study, records):
-        if study.model == "base":
-            raise WorkError("No rate of LoRA")
-        return choose(study, records)
-
-    monkeypatch.setattr(sweep_plan, "choose_rates", chosen)
-    Path("study.toml").write_text(text.replace("R", "[1, 2]"))
+    _no_rate_for_base(monkeypatch)
+    Path("study.toml").write_text(_TWO_MODELS.replace("R", "[1, 2]"))
     result = rankprobe(*sweep)
     assert result.exit_code == 1 and "showed other runs" not in result.stderr
     tables = [pd.read_csv(path) for path in Path("out").rglob("runs.csv")]

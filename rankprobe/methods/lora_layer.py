@@ -87,11 +87,13 @@ class LoRALayer(AdaptedLinear):
         self.scalings = [self.scaling if k == r else scaling_of(alpha * k / r, k, rslora) for k in self.rs]
         base.requires_grad_(False)
         # The base may be held in half precision for speed; the factors are what is trained and stay float32.
-        bound = 1 / math.sqrt(sites[0].shape[1])
+        bound, device = 1 / math.sqrt(sites[0].shape[1]), base.weight.device
         B_shapes, A_shapes = zip(*(factor_shapes(s.shape, k) for s, k in zip(sites, self.rs, strict=True)), strict=True)
-        A = [torch.empty(shape).uniform_(-bound, bound, generator=generator) for shape in A_shapes]
-        self.A = nn.ParameterList(a.to(base.weight.device) for a in A)
-        self.B = nn.ParameterList(torch.zeros(shape, device=base.weight.device) for shape in B_shapes)
+        A = [torch.empty(shape, device="meta" if device.type == "meta" else "cpu") for shape in A_shapes]
+        if device.type != "meta":  # there, drawing would take r x n numbers and keep none
+            A = [a.uniform_(-bound, bound, generator=generator).to(device) for a in A]
+        self.A = nn.ParameterList(A)
+        self.B = nn.ParameterList(torch.zeros(shape, device=device) for shape in B_shapes)
         self._W0: Tensor | None = None
 
     @property

@@ -103,8 +103,9 @@ def test_a_language_models_output_layer_is_counted_once_and_is_no_head(tiny, kin
     assert counted.head == 0
 
 
-def test_nothing_is_stored():
+def test_nothing_is_stored_and_nothing_drawn(monkeypatch):
     model = meta_language_model(paper_config("gpt3-175b"))
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda *args, **kwargs: pytest.fail("drew initial values"))
     apply_method(model, set(), "lora", r=1, alpha=1.0, targets="q,v")
     assert {p.device for p in model.parameters()} == {torch.device("meta")}
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4_718_592

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -18,8 +17,9 @@ from transformers.trainer_callback import CallbackHandler
 
 from rankprobe.errors import UsageError, must
 from rankprobe.linalg.rank import energy_rank, stable_rank
+from rankprobe.training.calling_handler import calling_handler
 from rankprobe.training.pace import Pace
-from rankprobe.training.rank_table import RankTable
+from rankprobe.training.rank_table import RankTable, RankTables
 from rankprobe.training.watched import (
     Update,
     dense_updates,
@@ -70,7 +70,9 @@ class RankCallback(TrainerCallback):
     device : str, optional
         Where dW is decomposed, in float64; where the weights are without.
     path : Path, optional
-        A CSV for the figures too: step, name, stable_rank, energy_rank_90, sigma_max, fro_norm.
+        A CSV for the figures too: step, name, stable_rank, energy_rank_90, sigma_max, fro_norm. Where one callback
+        serves several trainings, as in cross-validation, the second has ``ranks-2.csv`` beside ``ranks.csv``, and so
+        on; one that is resumed goes on with its own.
     each : bool
         Log every matrix; without, the means alone.
 
@@ -125,6 +127,7 @@ class RankCallback(TrainerCallback):
         self.targets, self.layers, self.every, self.budget = targets, layers, every, budget
         self.layers = None if layers is None else tuple(layers)
         self.W0, self.device, self.path, self.each = W0, device, path, each
+        self._tables = None if path is None else RankTables(path)
         self._handler: CallbackHandler | None = None
         # By the handler of each Trainer, the sites and their W0 when it was made.
         self._at_start: WeakKeyDictionary[CallbackHandler, tuple] = WeakKeyDictionary()
@@ -147,7 +150,7 @@ class RankCallback(TrainerCallback):
         """Keep W0: a checkpoint to resume from is loaded after this."""
         if not state.is_world_process_zero or model is None:
             return
-        sites, handler = watched_sites(model, self.targets, self.layers), _calling_handler() or self._handler
+        sites, handler = watched_sites(model, self.targets, self.layers), calling_handler() or self._handler
         if self.W0 is None and handler is not None and not lora_modules(model):
             self._at_start[handler] = sites, snapshot_W0(model, sites)
 
@@ -155,11 +158,12 @@ class RankCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
     ) -> None:
         """Find the matrices and their W0."""
+        unended = self._handler if self._updates else None
         self._forget()
         if not state.is_world_process_zero:
             return
         # Who calls now: a callback may serve one Trainer after the other, as in cross-validation.
-        self._handler = _calling_handler() or self._handler
+        self._handler = calling_handler() or self._handler
         if self._handler is None:
             got = "a call from elsewhere"
             raise UsageError(must("RankCallback", "be called by a Trainer", got, "Call RankCallback().attach(trainer)"))
@@ -172,8 +176,9 @@ class RankCallback(TrainerCallback):
         for note in notes:
             _log.warning("RankCallback: %s.", note)
         self._labels = labels([update.site for update in self._updates])
-        if self.path is not None:
-            self._table = RankTable(self.path, state.global_step)
+        if self._tables is not None:
+            # A Trainer that looks for a batch size which fits begins the same training again.
+            self._table = self._tables.open(args.output_dir, state.global_step, again=self._handler is unended)
         by_steps = args.logging_strategy == "steps"
         self._pace = Pace(self.every or (int(state.logging_steps) if by_steps else _EVERY), self.budget)
         self._last = perf_counter()
@@ -276,7 +281,7 @@ class RankCallback(TrainerCallback):
             try:
                 self._table.add(rows)
             except OSError as error:
-                _log.warning("RankCallback: %s is not written any more (%s).", self.path, error.strerror)
+                _log.warning("RankCallback: %s is not written any more (%s).", self._table.path, error.strerror)
                 self._table = None
         self._count += 1
         return figures
@@ -296,14 +301,3 @@ class RankCallback(TrainerCallback):
         """Let the device end the step, whose time is training's."""
         if next(model.parameters()).device.type not in ("cpu", "meta"):
             torch.accelerator.synchronize()
-
-
-def _calling_handler() -> CallbackHandler | None:
-    """The handler that calls this callback: transformers hands a callback everything but that."""
-    frame = sys._getframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, CallbackHandler):
-            return caller
-        frame = frame.f_back
-    return None

@@ -423,6 +423,42 @@ def test_the_table(folders, tmp_path):
     assert tuple(got) == pytest.approx(expected, rel=1e-9)
 
 
+def test_each_training_of_one_callback_has_its_table(folders, tmp_path):
+    callback = always(every=3, path=tmp_path / "ranks.csv")
+
+    def steps():
+        return {path.name: sorted(set(pd.read_csv(path)["step"])) for path in tmp_path.glob("*.csv")}
+
+    saved = {"save_strategy": "steps", "save_steps": 3}
+    first = trainer_of(classifier(folders["bert"]), tmp_path / "0", [callback], **saved)
+    first.train()
+    trainer_of(classifier(folders["bert"]), tmp_path / "1", [callback], max_steps=3).train()
+    assert steps() == {"ranks.csv": [3, 6], "ranks-2.csv": [3]}
+    first.train(resume_from_checkpoint=str(tmp_path / "0" / "checkpoint-3"))
+    assert steps() == {"ranks.csv": [3, 6], "ranks-2.csv": [3]}, "a resumed one goes on with its own"
+    first.train()
+    assert set(steps()) == {"ranks.csv", "ranks-2.csv", "ranks-3.csv"}
+
+
+def test_a_training_that_is_begun_again_before_it_ended_has_one_table(folders, tmp_path):
+    """As a Trainer with ``auto_find_batch_size`` does it."""
+
+    class FailsOnce(TrainerCallback):
+        failed = False
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4 and not self.failed:
+                self.failed = True
+                raise RuntimeError("CUDA out of memory.")
+
+    callback = always(every=3, path=tmp_path / "ranks.csv")
+    trainer = trainer_of(classifier(folders["bert"]), tmp_path, [callback, FailsOnce()])
+    with pytest.raises(RuntimeError):
+        trainer.train()
+    trainer.train()
+    assert [path.name for path in tmp_path.glob("*.csv")] == ["ranks.csv"]
+
+
 class Clock:
     """Time that passes only where it is told to."""
 

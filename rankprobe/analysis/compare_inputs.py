@@ -118,7 +118,7 @@ def open_sides(
         sides.append(pair(opened_bases[key], tuned, include=include, exclude=exclude))
     one, two = sides
     same = one is two or (_same(one.tuned, two.tuned) and alpha_x == alpha_y)
-    pairs, skipped = _matched(one, two)
+    pairs, skipped = _matched(one, two, factors=of == "A")
     for role, side in (("X", one), ("Y", two)):
         notes += [f"{role}: {note}" for note in side.notes]
         notes += [f"{role}: {name} has {abs(rows)} rows {'more' if rows > 0 else 'fewer'} than the base's; those that "
@@ -145,8 +145,11 @@ def _same(one, two) -> bool:
     return one is two or (on_disk and bool(one.fingerprint) and one.fingerprint == two.fingerprint)
 
 
-def _matched(x: Pairing, y: Pairing) -> tuple[list[tuple[Matrix, Matrix]], dict[str, str]]:
-    """Pairs of matrices of one name (a model's prefix may be there on one side only), and what has none or differs."""
+def _matched(x: Pairing, y: Pairing, *, factors: bool) -> tuple[list[tuple[Matrix, Matrix]], dict[str, str]]:
+    """Pairs of matrices of one name (a model's prefix may be there on one side only), and what has none or differs.
+
+    With ``factors`` both have to be factors: an adapter may hold some matrices whole (PEFT's modules_to_save).
+    """
     skipped = {}
     for role, side in (("X", x), ("Y", y)):
         skipped |= {name: f"{role}: {reason}" for name, reason in side.skipped.items()}
@@ -167,6 +170,8 @@ def _matched(x: Pairing, y: Pairing) -> tuple[list[tuple[Matrix, Matrix]], dict[
         used.add(partner.name)
         if tuple(m.shape) != tuple(partner.shape):
             skipped[m.name] = f"shapes differ: {tuple(m.shape)} in X, {tuple(partner.shape)} in Y"
+        elif factors and not m.source == partner.source == "factored":
+            skipped[m.name] = "saved whole: there is no factor A"
         else:
             pairs.append((m, partner))
     skipped |= {m.name: "only in Y" for m in y.matrices if m.name not in used}

@@ -54,6 +54,7 @@ def intrinsic_dim(
     from rankprobe.experiment.output import hold_output, marked
     from rankprobe.experiment.study import Study
     from rankprobe.experiment.study_file import study_toml
+    from rankprobe.experiment.unmeasured import unless_given_up
 
     settings = o.study_settings(options)
     study = Study(f"intrinsic-dim-{settings['task']}", (Configuration("full"),), truncate=(), **settings)
@@ -79,9 +80,10 @@ def intrinsic_dim(
         if sweep.untuned:
             click.echo(f"rankprobe: warning: {sweep.untuned}.", err=True)
         observer = TerminalObserver(sweep.steps_left)
-        records, bad = {}, {}
+        records, bad, given_up = {}, {}, []
         with executor(options) as by, observer.live():
-            for record in run_intrinsic(sweep, functional_rank=functional_rank, observer=observer, executor=by):
+            work = run_intrinsic(sweep, functional_rank=functional_rank, observer=observer, executor=by)
+            for record in unless_given_up(work, given_up):
                 say_record(observer, record, again=record["run_id"] in records)
                 records[record["run_id"]] = record
                 if record["status"] != "ok":
@@ -93,3 +95,5 @@ def intrinsic_dim(
         show_dimensions(dimensions)
         click.echo(f"{out / 'report.html'}")
     raise_bad(bad.values(), len(records), options["runs"])
+    if given_up:
+        raise given_up[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
 import pandas as pd
 
 from rankprobe.cli.show import print_table
+from rankprobe.errors import UsageError
 from rankprobe.experiment.intrinsic import IntrinsicSweep
 from rankprobe.experiment.store import load_runs
 from rankprobe.report.html import write_report
@@ -77,7 +79,10 @@ def _of_the_same(store: Path, runs: list[dict]) -> list[dict]:
     if not runs:
         return []
     first = runs[0]
-    found = load_runs(sorted(store.glob("lora-*")))
+    found = []
+    for folder in sorted(store.glob("lora-*")):
+        with contextlib.suppress(UsageError):  # a damaged record is of a run that this command does not do
+            found += load_runs([folder])
     same = ("model", "task")
     return [
         run for run in found

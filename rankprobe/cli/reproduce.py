@@ -25,7 +25,7 @@ from rankprobe.errors import UsageError, must
     default="small",
     show_default=True,
     help="smoke: a few minutes. small: MiniLM on docmatch, 13 minutes on 2 cores with bfloat16, 50 without. "
-    "medium: every table and figure of the paper on MiniLM, hours. paper: RoBERTa on GLUE, for a GPU.",
+    "medium: Tables 1, 2, 5, 6, 7, Figures 3, 4 of the paper on MiniLM, hours. paper: RoBERTa on GLUE, for a GPU.",
 )
 @click.option(
     "--only",

@@ -9,7 +9,7 @@ from rankprobe.cli.work import Extra
 from rankprobe.errors import RankprobeError
 from rankprobe.experiment.executors import Executor
 from rankprobe.experiment.intrinsic import IntrinsicSweep, finished_intrinsic, plan_intrinsic, run_intrinsic
-from rankprobe.experiment.latency import LatencyPlan, execute_latency
+from rankprobe.experiment.latency import LatencyPlan, execute_latency, latency_done
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import finished
@@ -118,7 +118,7 @@ def _pairs(
 def _table1(
     plan: LatencyPlan, observer: TerminalObserver, stop: Callable[[], bool], executor: Executor
 ) -> Iterator[None]:
-    if not finished(plan.folder) and not stop():
+    if not latency_done(plan) and not stop():
         observer.begin("Table 1: latency of adapters", 0)
         execute_latency(plan, observer=observer, stop=stop)
     yield

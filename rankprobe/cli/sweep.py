@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,33 +127,41 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
     from rankprobe.cli.sweep_plan import plan_sweep
     from rankprobe.cli.work import run_studies
     from rankprobe.experiment.output import marked, read_plan
-    from rankprobe.experiment.pack_choice import choose_pack, parse_pack, settled_pack
-    from rankprobe.experiment.study_file import load_studies, study_toml
+    from rankprobe.experiment.pack_choice import choose_pack, parse_pack, settled_pack, some_packed
+    from rankprobe.experiment.study_file import study_toml
 
     check_trackers(options["trackers"])
     check_executor(options)
     parse_pack(options["pack"] or "off")
-    studies = load_studies(study_file) if study_file is not None else (_from_options(options, keep_weights),)
     if study_file is not None:
-        studies = _beside_a_file(studies, study_file, options, keep_weights)
+        studies = _from_file(study_file, options, keep_weights)
     else:
+        studies = (_from_options(options, keep_weights),)
         click.echo(study_toml(studies[0]))
+    place = o.place(options)
     with reading() as progress:
-        plan = plan_sweep(studies, o.place(options), progress=progress)
+        plan = plan_sweep(studies, place, progress=progress)
+    need_weights = keep_weights and bool(o.given("keep_weights"))
     if dry_run:
-        plan_lines(plan.now, time_it=True, follow=plan.follow)
+        named, waiting, not_chosen = plan.named()
+        weights_of = {run.run_id for planned in named for run in planned.runs} if need_weights else ()
+        choosing = plan.now if plan.later else []
+        plan_lines([*choosing, *named], time_it=True, follow=waiting, weights_of=weights_of)
+        for error in not_chosen:
+            click.echo(f"rankprobe: warning: {error}", err=True)
         return
     first = studies[0]
     if out is None:
         run, name = plan.now[-1].runs[0], f"sweep-{first.name}"
         of_options = marked(name, study_toml(first), run.task.sha256, run.source.sha256)
         out = Path("results") / name if study_file else of_options
-    runs = plan.now[-1].runs
+    earlier = read_plan(out) or {}
     pack = settled_pack(
         options["pack"],
-        (read_plan(out) or {}).get("pack"),
-        default="off" if runs[0].spec.device == "cpu" else "auto",
-        choose=lambda: choose_pack(runs, say=lambda line: click.echo(f"rankprobe: {line}", err=True)),
+        earlier.get("pack"),
+        default="off" if place.device == "cpu" else "auto",
+        choose=lambda: choose_pack(plan.to_time, say=lambda line: click.echo(f"rankprobe: {line}", err=True)),
+        packed=lambda: some_packed(earlier, place.runs),
     )
     with executor(options) as chosen:
         run_studies(
@@ -163,7 +170,7 @@ def sweep(study_file: Path | None, keep_weights: bool, out: Path | None, dry_run
             name=f"sweep {first.name}",
             title=first.question or f"LoRA's r on {plan.now[0].runs[0].task.name}",
             keep_weights=keep_weights,
-            need_weights=keep_weights and bool(o.given("keep_weights")),
+            need_weights=need_weights,
             executor=chosen,
             then=plan.later,
             settings={"margin": first.margin, "pack": pack},
@@ -201,21 +208,15 @@ def _from_options(options: dict, keep_weights: bool) -> Study:
     )
 
 
-def _beside_a_file(
-    studies: tuple[Study, ...], study_file: Path, options: dict, keep_weights: bool
-) -> tuple[Study, ...]:
-    """A file's studies with what options may add; refuses the other options."""
+def _from_file(study_file: Path, options: dict, keep_weights: bool) -> tuple[Study, ...]:
+    """A file's studies, with the model that an option may add; refuses the other options."""
     from rankprobe.errors import UsageError, must
-    from rankprobe.experiment.study import Study
+    from rankprobe.experiment.study_file import load_studies
 
+    studies = load_studies(study_file, model=options["model"] if o.given("model") else None)
     if typed := o.given(*_OF_A_STUDY):
         next_step = "Write it into a copy of the file"
         raise UsageError(must(", ".join(typed), "be left out beside a study file", study_file, next_step))
-    if o.given("model"):
-        if named := next((study.model for study in studies if study.model != Study.model), None):
-            got = f"{options['model']} beside {study_file}, which has {named}"
-            raise UsageError(must("--model", "be left out where a study file names one", got, "Leave it out"))
-        studies = tuple(replace(study, model=options["model"]) for study in studies)
     if not keep_weights and any(study.truncate for study in studies):
         next_step = "Keep the weights, or set truncate = [] in a copy of the file"
         raise UsageError(must("--drop-weights", "be for a study without truncate", study_file, next_step))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rankprobe.errors import WorkError
+from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import read_record
 from rankprobe.experiment.study import Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
@@ -33,6 +34,30 @@ class SweepPlan:
     now: list[PlannedStudy]
     later: Callable[[], tuple[list[PlannedStudy], list[WorkError]]] | None = None
     follow: tuple[PlannedStudy, ...] = ()
+
+    @property
+    def to_time(self) -> list[PlannedRun]:
+        """Runs that show what a step of any run takes: those of ``now``, and of models and tasks that tune nothing."""
+        tuned = {(planned.study.model, planned.study.task) for planned in self.now}
+        others = [p for p in self.follow if (p.study.model, p.study.task) not in tuned]
+        return [run for planned in (*self.now, *others) for run in planned.runs]
+
+    def named(self) -> tuple[list[PlannedStudy], list[PlannedStudy], list[WorkError]]:
+        """What a dry run tells of the studies themselves, by what is chosen already; nothing is done.
+
+        Returns
+        -------
+        tuple
+            The studies whose runs have names; those that still wait for rates, as ``follow`` has them; once none waits,
+            why others have no rates.
+        """
+        if self.later is None:
+            return self.now, [], []
+        found, not_chosen = self.later()
+        if not any(planned.left() for planned in self.now):
+            return found, [], not_chosen
+        known = {(planned.study.model, planned.study.task) for planned in found}
+        return found, [p for p in self.follow if (p.study.model, p.study.task) not in known], []
 
 
 def plan_sweep(studies: Sequence[Study], place: Place, *, progress: Progress | None = None) -> SweepPlan:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
@@ -22,14 +21,12 @@ from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
-from rankprobe.experiment.pieces import Unmeasured
 from rankprobe.experiment.store import LockedError, finished, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
+from rankprobe.experiment.unmeasured import Unmeasured, guarded, unless_given_up
 
 # Pictures and pages are for people, who look now and then.
 _PAGES_EVERY_S = 60.0
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def run_studies(
         return ends is not None and time.monotonic() > ends
 
     bad: dict[str, dict] = {}
-    unmeasured: list[WorkError] = []
+    given_up: list[WorkError] = []
     tables, pages = Renewal(), Renewal(least_s=_PAGES_EVERY_S)
 
     def say_others() -> None:
@@ -175,7 +172,7 @@ def run_studies(
                     part, keep_weights=keep, weights_of=wanted(part), observer=observer, stop=stop, executor=executor,
                     pack=pack,
                 )  # fmt: skip
-                for record in _unless(work, unmeasured):
+                for record in unless_given_up(work, given_up):
                     say_record(observer, record, again=record["run_id"] in said)
                     said.add(record["run_id"])
                     if record["status"] != "failed":
@@ -189,16 +186,17 @@ def run_studies(
                         bad[record["run_id"]] = record
                     renew()
                 if measure_latency and not stop():
-                    measure_latency = not _latency(latency, observer, stop)
+                    measure_latency = not _latency(latency, observer, stop, out, given_up)
             for extra in extras:
                 if extra.after == number:
-                    for _ in _unless(extra.run(observer, stop, executor), unmeasured):
+                    part = guarded(extra.run(observer, stop, executor), next(iter(extra.entry)), out)
+                    for _ in unless_given_up(part, given_up):
                         claim_output(out, plan)  # an extra's entry may have grown
                         renew()
             if not todo and then is not None and not stop():
                 render(out, plan, runs_folder, figures=False)  # where no rate can be chosen, the tables say why
                 (chosen, not_chosen), then, keep = then(), None, keep_weights
-                unmeasured += not_chosen
+                given_up += not_chosen
                 if not chosen:
                     continue
                 todo = list(chosen)
@@ -215,11 +213,8 @@ def run_studies(
                 count()
                 say_others()
                 observer.expect(sum(study.steps_left(wanted(study)) for study in todo))
-        if measure_latency and not stop():
-            try:
-                execute_latency(latency, observer=observer, stop=stop)
-            except LockedError as error:
-                unmeasured.append(error)
+        if measure_latency and latency is not None and not stop():
+            list(unless_given_up(guarded(_measured(latency, observer, stop), "latency", out), given_up))
         observer.begin("tables, pictures and pages", 0)
         found = render(out, plan, runs_folder)
     for line in answer_lines(found):
@@ -228,19 +223,11 @@ def run_studies(
     if stop():
         done = sum(bool(finished(runs_folder / run_id)) for run_id in plan["runs"])
         click.echo(f"Stopped after {hours:g} hours with {done} of {len(plan['runs'])} runs; the same command goes on.")
-    for error in unmeasured[0 if bad else 1 :]:  # the command ends with one error
+    for error in given_up[0 if bad else 1 :]:  # the command ends with one error
         observer.say(f"rankprobe: warning: {error}")
     raise_bad(bad.values(), len(plan["runs"]), runs_folder)
-    if unmeasured:
-        raise unmeasured[0]
-
-
-def _unless(work: Iterator[T], unmeasured: list[WorkError]) -> Iterator[T]:
-    """What some work yields; that it could not be measured, or is being measured elsewhere, is no reason to stop."""
-    try:
-        yield from work
-    except (Unmeasured, LockedError) as error:
-        unmeasured.append(error)
+    if given_up:
+        raise given_up[0]
 
 
 def _named(studies: Sequence[PlannedStudy]) -> dict[str, list[str]]:
@@ -268,14 +255,29 @@ def _first_round_and_rest(study: PlannedStudy) -> list[PlannedStudy]:
     return [first, replace(study, runs=left, truncate=())] if left else [first]
 
 
-def _latency(plan: LatencyPlan | None, observer: TerminalObserver, stop: Callable[[], bool]) -> bool:
+def _latency(
+    plan: LatencyPlan | None,
+    observer: TerminalObserver,
+    stop: Callable[[], bool],
+    out: Path,
+    given_up: list[WorkError],
+) -> bool:
     """Measure, unless there is nothing to; False where another process is at it."""
     if plan is None:
         return True
     observer.begin("latency", 0)
     try:
-        execute_latency(plan, observer=observer, stop=stop)
+        for _ in guarded(_measured(plan, observer, stop), "latency", out):
+            pass
     except LockedError as error:
         observer.say(f"latency: {error}")
         return False
+    except Unmeasured as error:
+        observer.say(f"rankprobe: warning: {error}")
+        given_up.append(error)
     return True
+
+
+def _measured(plan: LatencyPlan, observer: TerminalObserver, stop: Callable[[], bool]) -> Iterator[None]:
+    execute_latency(plan, observer=observer, stop=stop)
+    yield

@@ -14,7 +14,8 @@ from rankprobe.experiment.pieces import Piece, perform
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import versions
 from rankprobe.experiment.record import clear_unfinished
-from rankprobe.experiment.store import RUN_FILE, LockedError, finished, lock, write_atomic
+from rankprobe.experiment.redo import take_over
+from rankprobe.experiment.store import LockedError, finished, lock, write_atomic
 from rankprobe.experiment.truncation import CURVE_FILE, RANK_FILE, truncation_done
 from rankprobe.experiment.worker import Order, portable
 from rankprobe.tasks.task import Task
@@ -155,17 +156,16 @@ def install(piece: Piece, made: dict[str, Files]) -> None:
                 if not truncation_done(run):
                     for name in (CURVE_FILE, RANK_FILE):
                         write_atomic(run.folder / name, files[name].decode())
-            elif not finished(run.folder, need_weights=piece.need_weights):
+            elif not piece.record(run):
                 _install_run(run, files)
 
 
 def _install_run(run: PlannedRun, files: Files) -> None:
-    clear_unfinished(run.folder)
+    if not finished(run.folder):
+        clear_unfinished(run.folder)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=run.folder) as place:
         _write_files(Path(place), files)
-        # Each is moved at once; an interrupt leaves a folder without run.json, which is unfinished work as ever.
-        for name in sorted(os.listdir(place), key=lambda name: name == RUN_FILE):
-            os.replace(Path(place) / name, run.folder / name)
+        take_over(Path(place), run.folder)
 
 
 def read_files(folder: Path, names: tuple[str, ...] | None = None) -> Files:

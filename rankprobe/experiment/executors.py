@@ -9,6 +9,7 @@ from typing import Protocol
 from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pieces import Agenda, Piece, perform
 from rankprobe.experiment.store import LockedError
+from rankprobe.experiment.unmeasured import Unmeasured
 
 
 class Executor(Protocol):
@@ -50,7 +51,13 @@ class InTurn:
         return 1
 
     def __call__(self, pieces: Sequence[Piece], observer: Observer, stop: Callable[[], bool]) -> Iterator[dict]:
-        """See :class:`Executor`."""
+        """See :class:`Executor`.
+
+        Raises
+        ------
+        Unmeasured
+            At the end, if a functional rank could not be measured.
+        """
         agenda = Agenda(pieces, observer, stop)
         while agenda:
             piece, records = agenda.next()
@@ -66,8 +73,11 @@ class InTurn:
                 if not self.wait:
                     raise
                 agenda.locked(piece, error)
+            except Unmeasured as error:
+                agenda.unmeasured(piece, error)
             else:
                 agenda.end(piece)
+        agenda.close()
 
 
 IN_TURN = InTurn()

@@ -269,7 +269,8 @@ def run_intrinsic(
 
     def piece(run: PlannedRun) -> Piece:
         need = functional_rank and run.run_id == first.run_id and not truncation_done(run)
-        return Piece((run,), keep_weights=run.spec.method == "full", need_weights=need)
+        needed = frozenset({run.run_id} if need else ())
+        return Piece((run,), keep_weights=run.spec.method == "full", need_weights=needed)
 
     def do(run: PlannedRun) -> dict | None:
         if run.run_id not in records:

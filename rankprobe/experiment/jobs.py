@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pieces import Agenda, Piece
+from rankprobe.experiment.unmeasured import Unmeasured
 from rankprobe.experiment.worker import Order, serve
 from rankprobe.tasks.task import Task
 from rankprobe.weights.source import ModelSource
@@ -62,7 +63,7 @@ class Jobs:
         UsageError, OSError, MemoryError
             What a worker's run raised; the others are ended then.
         Unmeasured
-            At the end, if a functional rank lost its worker twice.
+            At the end, if a functional rank could not be measured, or lost its worker twice.
         """
         agenda = Agenda(pieces, observer, stop)
         try:
@@ -119,6 +120,9 @@ class Jobs:
                     lane.begin("", 0)
                 elif what == "locked":
                     agenda.locked(worker.take(), *arguments)
+                elif what == "error" and isinstance(arguments[0], Unmeasured):
+                    agenda.unmeasured(worker.take(), *arguments)
+                    lane.begin("", 0)
                 elif what == "error":
                     worker.take()
                     raise arguments[0]

@@ -143,6 +143,12 @@ def plan_latency(
     return LatencyPlan(spec, source, Path(runs) / f"latency-{name}-{digest}")
 
 
+def latency_done(plan: LatencyPlan) -> bool:
+    """Whether a measurement is there, whole and of this machine's device: a latency says nothing of another one."""
+    record = finished(plan.folder)
+    return record is not None and record["device"] == device_record(plan.spec.device, plan.spec.threads)
+
+
 def execute_latency(
     plan: LatencyPlan,
     *,
@@ -150,7 +156,7 @@ def execute_latency(
     again: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> pd.DataFrame:
-    """Measure, or read what was measured.
+    """Measure, or read what was measured on this device.
 
     Parameters
     ----------
@@ -174,7 +180,7 @@ def execute_latency(
     it is done.
     """
     observer = observer or Silent()
-    if finished(plan.folder) and not again:
+    if latency_done(plan) and not again:
         return pd.read_csv(plan.folder / LATENCY_FILE)
     spec = plan.spec
     with lock(plan.folder):

@@ -21,6 +21,7 @@ from rankprobe.experiment.pieces import Agenda, Piece
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import LockedError, finished, read_record
 from rankprobe.experiment.truncation import truncation_done
+from rankprobe.experiment.unmeasured import Unmeasured
 
 # More than a process on this machine gets: a node that goes, as cheap ones do, is not its run's fault.
 _LOSSES = 4
@@ -162,7 +163,7 @@ class OnRay:
                         piece, lane = under_way.pop(ref)
                         answer = self._answer(ref)
                         if isinstance(answer, Answer) and answer.what == "send":
-                            there = [run for run in piece.runs if finished(run.folder, need_weights=piece.need_weights)]
+                            there = [run for run in piece.runs if piece.record(run)]
                             sent = {run.run_id: read_files(run.folder) for run in there}
                             under_way[self._send(piece, probe, needs, sent)] = piece, lane
                             continue
@@ -232,6 +233,10 @@ class OnRay:
         if isinstance(answer, str):
             lane.drop()
             return agenda.lost(piece, answer, losses=_LOSSES)
+        if answer.what == "error" and isinstance(answer.error, Unmeasured):
+            lane.begin("", 0)
+            agenda.unmeasured(piece, answer.error)
+            return []
         if answer.what == "error":
             raise answer.error
         if answer.what == "end":

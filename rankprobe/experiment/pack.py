@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from rankprobe.errors import RankprobeError
 from rankprobe.experiment.models import count_parameters, set_threads
@@ -11,7 +11,8 @@ from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pack_groups import check_pack
 from rankprobe.experiment.pack_model import PackedRuns, fits, prepare_pack
 from rankprobe.experiment.planned_run import PlannedRun
-from rankprobe.experiment.record import attempt, clear_unfinished, header
+from rankprobe.experiment.record import attempt, header
+from rankprobe.experiment.redo import place_for
 from rankprobe.experiment.runs import complete, work
 from rankprobe.experiment.spec import training_settings
 from rankprobe.experiment.store import finished, lock
@@ -26,7 +27,7 @@ def execute_pack(
     runs: Sequence[PlannedRun],
     *,
     keep_weights: bool = True,
-    need_weights: bool = False,
+    need_weights: Collection[str] = (),
     observer: Observer | None = None,
 ) -> list[dict]:
     """Do runs as one pack, or return their records where they are finished already.
@@ -39,8 +40,10 @@ def execute_pack(
     ----------
     runs : sequence of PlannedRun
         As :func:`rankprobe.experiment.pack_groups.check_pack` asks; one that is left alone is done alone.
-    keep_weights, need_weights : bool
+    keep_weights : bool
         As for :func:`rankprobe.experiment.runs.execute`.
+    need_weights : collection of str
+        Run ids of those that are done again where they are finished but dropped what they trained.
     observer : Observer, optional
 
     Returns
@@ -64,16 +67,17 @@ def execute_pack(
     with contextlib.ExitStack() as locks:
         records: dict[str, dict] = {}
         for run in runs:
-            done = finished(run.folder, need_weights=need_weights)
+            need = run.run_id in need_weights
+            done = finished(run.folder, need_weights=need)
             if not done:
                 locks.enter_context(lock(run.folder))
-                done = finished(run.folder, need_weights=need_weights)  # another process may have ended it just now
+                done = finished(run.folder, need_weights=need)  # another process may have ended it just now
             if done:
                 records[run.run_id] = done
         left = [run for run in runs if run.run_id not in records]
         trained = _with_companions(runs, left, records)
-        for run in left:
-            clear_unfinished(run.folder)
+        places = {run.run_id: locks.enter_context(place_for(run)) for run in left}
+        trained, left = [places.get(run.run_id, run) for run in trained], list(places.values())
         if len(trained) == 1:
             run = trained[0]
             records[run.run_id] = attempt(run, header(run), lambda: work(run, keep_weights, observer))

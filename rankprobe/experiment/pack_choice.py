@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from rankprobe.errors import RankprobeError, UsageError, must
 from rankprobe.experiment.pack_groups import pack_groups
 from rankprobe.experiment.pack_timing import PackTiming, measure_pack
 from rankprobe.experiment.planned_run import PlannedRun
+from rankprobe.experiment.store import finished
 
 # What is tried on a GPU, from the smallest; the first that is no faster than the one before ends it.
 SIZES = (2, 4, 8, 16, 32, 64)
@@ -21,26 +23,47 @@ def choose_pack(
     measure: Callable[[Sequence[PlannedRun]], PackTiming] = measure_pack,
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
-    """The size of packs that is fastest a run on this machine, by a few steps of each; 1 where packing does not pay.
+    """The size of packs that pays for all runs on this machine, by a few steps of each; 1 where packing does not.
+
+    Runs of each model, task and choice of targets are measured by themselves: the smallest size that is the fastest a
+    run for some of them is taken for all. A model that cannot be packed makes it 1, as no size does for its runs.
 
     Parameters
     ----------
     runs : sequence of PlannedRun
-        A study's.
+        Of one study or several.
     measure : callable
         Times a group of them.
     say : callable
         Told what was measured, a line each size.
     """
-    best, gain = 1, 1.0
-    largest = max((len(group) for group in pack_groups(runs, max(SIZES))), default=1)
-    for size in dict.fromkeys(min(size, largest) for size in SIZES):
-        groups = pack_groups(runs, size)
-        if not groups:
+    groups = pack_groups(runs, max(1, len(runs)))
+    size = max(SIZES)
+    for group in groups:
+        about = f"{group[0].source.name} on {group[0].task.name}, {group[0].spec.targets}: " if len(groups) > 1 else ""
+        best = _fastest(group, size, measure, lambda line, about=about: say(about + line))
+        if best < len(group):  # else a larger size would make the same packs of these
+            size = best
+        if size == 1:
             break
+    return min(size, max(map(len, groups), default=1))
+
+
+def _fastest(
+    group: Sequence[PlannedRun],
+    most: int,
+    measure: Callable[[Sequence[PlannedRun]], PackTiming],
+    say: Callable[[str], None],
+) -> int:
+    """The size up to ``most`` that is fastest a run for runs that go together."""
+    best, gain = 1, 1.0
+    for size in dict.fromkeys(min(size, len(group), most) for size in SIZES):
         try:
-            timing = measure(max(groups, key=len))
-        except RankprobeError as error:  # it does not fit into memory, or the model cannot be packed
+            timing = measure(max(pack_groups(group, size), key=len))
+        except UsageError as error:
+            say(f"all runs are done one by one. {error}")
+            return 1
+        except RankprobeError as error:  # it does not fit into memory
             say(f"packs of {size}: {error}")
             break
         say(f"packs of {timing.members}: a step of a run takes {timing.packed_step_s * 1000:.3g} ms, alone "
@@ -70,10 +93,18 @@ def parse_pack(text: str) -> int | None:
     return size
 
 
-def settled_pack(asked: str | None, earlier: object, *, default: str, choose: Callable[[], int]) -> int:
+def settled_pack(
+    asked: str | None,
+    earlier: object,
+    *,
+    default: str,
+    choose: Callable[[], int],
+    packed: Callable[[], bool] = lambda: True,
+) -> int:
     """What a sweep takes: what it took when it was begun, else what is asked for, else the default.
 
-    A pack's results differ from lone runs' in the last bits, so that a sweep that is gone on with must not change it.
+    A pack's results differ from lone runs' in the last bits, so that a sweep that is gone on with must not change it
+    once some of its runs ended in a pack. Before, another size or none is the way out where the first cannot be done.
 
     Parameters
     ----------
@@ -85,16 +116,33 @@ def settled_pack(asked: str | None, earlier: object, *, default: str, choose: Ca
         As ``asked``.
     choose : callable
         Measures, for ``auto``.
+    packed : callable
+        Whether a finished run of the sweep was in a pack; only asked where the size would change.
 
     Raises
     ------
     UsageError
-        If another size is asked for than the sweep was begun with.
+        If another size is asked for than the sweep was begun with, and its finished runs are of that one.
     """
     wanted = parse_pack(asked if asked is not None else default)
     if not isinstance(earlier, int):
         return choose() if wanted is None else wanted
-    if asked is not None and wanted not in (None, earlier):
-        rule = f"stay what the sweep was begun with, {'off' if earlier == 1 else earlier}"
-        raise UsageError(must("--pack", rule, asked, "Leave it out, or pass another --out"))
-    return earlier
+    if asked is None or wanted in (None, earlier):
+        return earlier
+    if earlier > 1 and not packed():  # from off to packs is no way out of anything, and lone runs may have ended
+        return wanted
+    rule = f"stay what the sweep was begun with, {'off' if earlier == 1 else earlier}"
+    raise UsageError(must("--pack", rule, asked, f"Leave it out, or pass --pack {asked} with another --out"))
+
+
+def some_packed(plan: Mapping, runs: Path) -> bool:
+    """Whether a finished run of a sweep's plan was trained in a pack.
+
+    Parameters
+    ----------
+    plan : mapping
+        plan.json; its ``runs`` are looked at.
+    runs : Path
+        The run store.
+    """
+    return any((finished(runs / run_id) or {}).get("pack") for run_id in plan.get("runs") or ())

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rankprobe.errors import WorkError, must
+from rankprobe.errors import must
 from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pack import execute_pack
 from rankprobe.experiment.planned_run import PlannedRun
@@ -16,6 +16,7 @@ from rankprobe.experiment.record import record_failure
 from rankprobe.experiment.runs import execute
 from rankprobe.experiment.store import LockedError, finished, lock
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
+from rankprobe.experiment.unmeasured import Unmeasured, unmeasured
 
 # How long what another process holds is left alone before it is looked at again.
 _LATER_S = 2.0
@@ -34,14 +35,14 @@ class Piece:
         Measure the functional rank of the (one) finished run, rather than train it.
     keep_weights : bool
         Of the runs that are trained.
-    need_weights : bool
-        A finished run that dropped what it trained is done again.
+    need_weights : frozenset of str
+        Run ids of those of its runs that are done again where they are finished but dropped what they trained.
     """
 
     runs: tuple[PlannedRun, ...]
     truncation: bool = False
     keep_weights: bool = True
-    need_weights: bool = False
+    need_weights: frozenset[str] = frozenset()
 
     @property
     def packed(self) -> bool:
@@ -62,7 +63,7 @@ class Piece:
     def unfinished(self) -> tuple[PlannedRun, ...]:
         """The runs that are still to be done; of a functional rank its run where it is ready and was not measured."""
         if not self.truncation:
-            return tuple(run for run in self.runs if not finished(run.folder, need_weights=self.need_weights))
+            return tuple(run for run in self.runs if not self.record(run))
         ready = ((run, finished(run.folder, need_weights=True)) for run in self.runs)
         return tuple(run for run, found in ready if found and found["status"] == "ok" and not truncation_done(run))
 
@@ -70,7 +71,11 @@ class Piece:
         """Records of the finished runs; none of a functional rank, whose run has been heard of."""
         if self.truncation:
             return []
-        return [found for run in self.runs if (found := finished(run.folder, need_weights=self.need_weights))]
+        return [found for run in self.runs if (found := self.record(run))]
+
+    def record(self, run: PlannedRun) -> dict | None:
+        """The record of one of its runs, where that is finished, with its weights if they are needed."""
+        return finished(run.folder, need_weights=run.run_id in self.need_weights)
 
 
 def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
@@ -80,12 +85,13 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
     ------
     LockedError
         If another process holds a run's folder; nothing was begun of that run.
+    Unmeasured
+        If a functional rank cannot be measured, for a reason that no check foresaw.
     UsageError, OSError, MemoryError
         As :func:`rankprobe.experiment.runs.execute`.
     """
-    weights = {"keep_weights": piece.keep_weights, "need_weights": piece.need_weights}
     if piece.packed:
-        yield from _perform_pack(piece, observer, weights)
+        yield from _perform_pack(piece, observer)
         return
     # A run that another process has ended just now is heard of; a functional rank has no record of its own.
     for run in piece.unfinished() if piece.truncation else piece.runs:
@@ -93,14 +99,16 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
             pass
         if piece.truncation:
             observer.begin(f"functional rank, {run.spec.label}", 0)
-            measure_truncation(run, observer)
+            with unmeasured(piece.label, run.folder):
+                measure_truncation(run, observer)
             yield finished(run.folder, need_weights=True)
         else:
             observer.begin(run.spec.label, run.steps)
-            yield execute(run, **weights, observer=observer)
+            need = run.run_id in piece.need_weights
+            yield execute(run, keep_weights=piece.keep_weights, need_weights=need, observer=observer)
 
 
-def _perform_pack(piece: Piece, observer: Observer, weights: dict[str, bool]) -> Iterator[dict]:
+def _perform_pack(piece: Piece, observer: Observer) -> Iterator[dict]:
     """Train what is left of a pack, which knows of its finished members too: one that was cut short is redone whole."""
     left = piece.unfinished()
     for run in left:
@@ -108,11 +116,9 @@ def _perform_pack(piece: Piece, observer: Observer, weights: dict[str, bool]) ->
             pass
     steps = sum(run.steps for run in left)
     observer.begin(f"{len(piece.runs)} runs at once, {piece.runs[0].spec.what} and others", steps)
-    yield from execute_pack(piece.runs, **weights, observer=observer)
-
-
-class Unmeasured(WorkError):
-    """A functional rank lost its worker too often: what was asked for is done but for that."""
+    yield from execute_pack(
+        piece.runs, keep_weights=piece.keep_weights, need_weights=piece.need_weights, observer=observer
+    )
 
 
 class Agenda:
@@ -218,6 +224,11 @@ class Agenda:
         error = must("what does a run", "live until its end", got, next_step)
         return self.news(piece, [*piece.records(), *(record_failure(run, error) for run in unfinished)])
 
+    def unmeasured(self, piece: Piece, error: Unmeasured) -> None:
+        """A functional rank could not be measured; the others go on."""
+        self._given_up.append(str(error))
+        self.end(piece)
+
     def pause(self) -> None:
         """Wait a moment for what others hold."""
         time.sleep(_PAUSE_S)
@@ -230,6 +241,8 @@ class Agenda:
         Unmeasured
             If a functional rank could not be measured.
         """
+        for error in self._given_up[1:]:
+            self._observer.say(f"rankprobe: warning: {error}")
         if self._given_up:
             raise Unmeasured(self._given_up[0])
 

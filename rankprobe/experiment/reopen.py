@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,24 @@ if TYPE_CHECKING:
     from rankprobe.tasks.sources import Progress
 
 
+@dataclass(frozen=True)
+class ReopenedRun(PlannedRun):
+    """A finished run in a folder of any name: a copy, or the working directory.
+
+    Attributes
+    ----------
+    recorded_id : str
+        The run_id in its record.
+    """
+
+    recorded_id: str
+
+    @property
+    def run_id(self) -> str:
+        """The record's."""
+        return self.recorded_id
+
+
 def reopen(
     where: str | Path,
     runs: Path,
@@ -29,7 +47,7 @@ def reopen(
     files: FileSpec | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> PlannedRun:
+) -> ReopenedRun:
     """A finished run with its spec, model and task.
 
     Parameters
@@ -49,7 +67,7 @@ def reopen(
 
     Returns
     -------
-    PlannedRun
+    ReopenedRun
 
     Raises
     ------
@@ -79,7 +97,7 @@ def reopen(
     if task.sha256 != record["task"]["sha256"]:
         rule = f"be the rows of the run {record['run_id']}"
         raise UsageError(must("the task's data", rule, f"others under the name {task.name}", "Pass the same files"))
-    return PlannedRun(spec, source, task, folder)
+    return ReopenedRun(spec, source, task, folder, record["run_id"])
 
 
 def spec_of(record: dict, *, threads: int | None = None) -> RunSpec:

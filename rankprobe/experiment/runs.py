@@ -22,7 +22,8 @@ from rankprobe.experiment.models import (
 )
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.planned_run import PlannedRun
-from rankprobe.experiment.record import attempt, clear_unfinished, header
+from rankprobe.experiment.record import attempt, header
+from rankprobe.experiment.redo import place_for
 from rankprobe.experiment.spec import training_settings
 from rankprobe.experiment.store import files_of, finished, lock, write_table
 from rankprobe.methods.full import full_deltas
@@ -48,7 +49,7 @@ def execute(
     keep_weights : bool
         Keep what was trained (model, adapter or head) in the folder.
     need_weights : bool
-        A finished run that dropped what it trained is done again.
+        A finished run that dropped what it trained is done again; what it left stays until that has ended well.
     observer : Observer, optional
 
     Returns
@@ -73,8 +74,8 @@ def execute(
         done = finished(run.folder, need_weights=need_weights)  # another process may have ended it just now
         if done:
             return done
-        clear_unfinished(run.folder)
-        return attempt(run, header(run), lambda: work(run, keep_weights, observer or Silent()))
+        with place_for(run) as place:
+            return attempt(place, header(place), lambda: work(place, keep_weights, observer or Silent()))
 
 
 def trained_predictions(run: PlannedRun, prepared: Prepared, observer: Observer | None = None) -> Predictions:

@@ -19,6 +19,7 @@ from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import write_table
 from rankprobe.tasks.task import Example, Task
+from rankprobe.weights.run_folder import read_run, trained_weights
 
 CHUNK = 256
 LOSSES = "losses"
@@ -92,7 +93,7 @@ class Work:
     folder : Path
         Of the chunks' files.
     mark : str
-        Hash of run, rows and cuts: part of the files' names, so that no other measurement's are taken.
+        Hash of run, trained weights, rows and cuts: part of the files' names, so that no other measurement's are taken.
     """
 
     cuts: tuple[tuple[str, int], ...]
@@ -114,9 +115,20 @@ def plan_work(cut: CutModel, rows: Rows, out: Path) -> Work:
     """Every update at every k of its ladder, on every chunk of rows; nothing is measured or written."""
     cuts = tuple((update.site.name, k) for update in cut.updates for k in ladder(len(update.S)))
     chunks = tuple(rows.examples[i : i + CHUNK] for i in range(0, len(rows.examples), CHUNK))
-    content = [cut.run.run_id, cuts, [[e.row, e.text, e.text_b, e.label] for e in rows.examples], CHUNK, 1]
+    run = [cut.run.run_id, _weights_sha256(cut.run.folder)]  # of one id there may be several: made anew, or elsewhere
+    content = [run, cuts, [[e.row, e.text, e.text_b, e.label] for e in rows.examples], CHUNK, 1]
     mark = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:10]
     return Work(cuts, chunks, Path(out) / LOSSES, mark)
+
+
+def _weights_sha256(folder: Path) -> str:
+    """Of the files that a run's trained weights are in, the head's too, and their names."""
+    weights, total = trained_weights(read_run(folder)), hashlib.sha256()
+    for file in sorted(path for path in weights.rglob("*") if path.is_file()):
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(weights).as_posix()} {digest}\n".encode())
+    return total.hexdigest()
 
 
 def estimate_s(cut: CutModel, work: Work) -> float:

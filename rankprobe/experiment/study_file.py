@@ -20,16 +20,22 @@ from rankprobe.weights.rank_pattern import RankPattern, canonical_pattern
 _SEVERAL = ("model", "task")
 
 
-def load_studies(path: Path) -> tuple[Study, ...]:
+def load_studies(path: Path, *, model: str | None = None) -> tuple[Study, ...]:
     """Read ``study.toml``: one study for each combination of the models and tasks that it lists, in that order.
 
     Where a value in ``configurations`` is a list, all combinations are meant.
 
+    Parameters
+    ----------
+    path : Path
+    model : str, optional
+        ``--model``, for a file that names none.
+
     Raises
     ------
     UsageError
-        If the file is missing or not TOML, a key is unknown (the nearest valid one is named) or a value is of the
-        wrong type.
+        If the file is missing or not TOML, a key is unknown (the nearest valid one is named), a value is of the
+        wrong type, or a model is passed beside the file's own.
     """
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows' editors write a byte-order mark
@@ -42,6 +48,12 @@ def load_studies(path: Path) -> tuple[Study, ...]:
     for key in _SEVERAL:
         if table.get(key) == []:
             raise UsageError(must(f"{key} in {path}", "have a value", "an empty list", "Leave it out for the default"))
+    if model is not None:
+        if "model" in table:
+            named = ", ".join(map(str, table["model"])) if isinstance(table["model"], list) else table["model"]
+            got = f"{model} beside {path}, which has {named}"
+            raise UsageError(must("--model", "be left out where a study file names one", got, "Leave it out"))
+        table["model"] = model
     one_each = _combinations({key: table[key] for key in _SEVERAL if key in table})
     return tuple(dict.fromkeys(study_from({**table, **one}, str(path)) for one in one_each))
 

@@ -110,7 +110,7 @@ class PlannedStudy:
             for run in round_.runs:
                 group = packs.get(run.run_id, (run,))
                 if run is group[0]:
-                    need = any(self.needs_weights(run, weights_of) for run in group)
+                    need = frozenset(run.run_id for run in group if self.needs_weights(run, weights_of))
                     found.append(Piece(group, keep_weights=keep_weights, need_weights=need))
             found += [Piece((run,), truncation=True) for run in round_.truncate]
         return found

@@ -63,16 +63,18 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
 def _measure(run: PlannedRun, observer: Observer) -> pd.DataFrame:
     spec, task = run.spec, run.task
     set_threads(spec.threads)
-    base, tokenizer, head = load_base(spec, run.source, task)
-    W0, config = snapshot(base), model_config(base)
     trained = load_trained(run.folder, spec, run.source, task)
-    if trained.layers:
+    config, factored = model_config(trained.model), bool(trained.layers)
+    if factored:
         deltas = list(lora_deltas(trained.layers, config=config))
         for layer in trained.layers.values():
             layer.merge()
         unload_lora(trained.model)
     W1 = snapshot(trained.model)
-    if not trained.layers:
+    del trained  # before the base is loaded: a device that can train one model may not hold two
+    base, tokenizer, head = load_base(spec, run.source, task)
+    W0 = snapshot(base)
+    if not factored:
         deltas = full_deltas(W0, W1, config=config)
     sites = block_sites(model_shapes(base), config=config)
     updates = decompose_updates(W0, W1, deltas, sites)
@@ -86,7 +88,7 @@ def _measure(run: PlannedRun, observer: Observer) -> pd.DataFrame:
 
     score, metric = task_score(task), truncation_metric(task.metrics[0]).replace("_", " ")
     ks = truncation_ks(most_directions(updates))
-    rules = RULES[:1] if trained.layers else RULES
+    rules = RULES[:1] if factored else RULES
     points = []
     for point in truncation_curve(W0, W1, updates, evaluate, score, head=head, ks=ks, rules=rules):
         points.append(point)

@@ -43,7 +43,7 @@ class Order:
     folders: tuple[Path, ...]
     truncation: bool
     keep_weights: bool
-    need_weights: bool
+    need_weights: frozenset[str]
 
     @classmethod
     def of(cls, piece: Piece, shared: int) -> Order:

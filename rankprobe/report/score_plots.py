@@ -89,6 +89,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     loras = methods[methods["method"] == "lora"]
     main = MAIN_TARGETS if MAIN_TARGETS in set(loras["targets"]) else next(iter(loras["targets"]), None)
     crowded = loras["targets"].nunique() > 1
+    sparse = not crowded and set(methods["method"]) <= {"full", "head", "lora"}
     series = {}
     spare = iter(_MARKS)
     for (_, row), x in zip(methods.iterrows(), _set_apart(methods["trainable_params"]), strict=True):
@@ -101,7 +102,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
         else:
             color, marker = series[kind][:2] if kind in series else next(spare)
         _point(axes, x, row, color, marker)
-        if kind in ("full", "head"):  # at the far ends of the axis: beside the point, towards the middle
+        if kind in ("full", "head") and sparse:  # at the far ends of the axis: beside the point, towards the middle
             side = -1 if kind == "full" else 1
             place = {"ha": "right" if side < 0 else "left", "va": "center", "textcoords": "offset points"}
             axes.annotate(say.method_name(row), (x, row["accuracy_mean"]), xytext=(8 * side, 0), fontsize=8,
@@ -114,7 +115,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
                           ha="center", va="bottom", zorder=4, path_effects=_HALO)  # fmt: skip
             series[kind] = color, marker, name
         else:
-            series[kind] = color, marker, kind
+            series[kind] = color, marker, say.method_name(row) if kind in ("full", "head") else kind
     handles = [Line2D([], [], ls="none", marker=m, color=c, label=label) for c, m, label in series.values()]
     handles = (handles if len(handles) > 1 else []) + _interval_kinds(methods)
     if handles:

@@ -1,4 +1,4 @@
-"""The CSV that ranks are written to while a model is trained: a row a matrix and measured step."""
+"""The CSVs that ranks are written to while a model is trained: one a training, a row a matrix and measured step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,44 @@ from pathlib import Path
 from rankprobe.errors import UsageError, must
 
 COLUMNS = ("step", "name", "stable_rank", "energy_rank_90", "sigma_max", "fro_norm")
+
+
+class RankTables:
+    """The files of one callback's trainings: ``ranks.csv``, and beside it ``ranks-2.csv``, ``ranks-3.csv``, ...
+
+    Parameters
+    ----------
+    path : Path
+        The first training's.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._first = Path(path)
+        self._begun = 0
+        self._files: dict[str, Path] = {}
+
+    def open(self, place: str, step: int, *, again: bool = False) -> RankTable:
+        """The table of a training that begins.
+
+        Parameters
+        ----------
+        place : str
+            Where its checkpoints are: what a resumed training has in common with the one that it goes on with.
+        step : int
+            Steps done; above 0 it is a resumed one, and has the table of the last one of that place.
+        again : bool
+            The last one of that place was broken off and is begun again: its table is replaced.
+
+        Raises
+        ------
+        UsageError
+            As :class:`RankTable`.
+        """
+        if place not in self._files or not (step or again):
+            self._begun += 1
+            number = f"-{self._begun}" if self._begun > 1 else ""
+            self._files[place] = self._first.with_name(f"{self._first.stem}{number}{self._first.suffix}")
+        return RankTable(self._files[place], step)
 
 
 class RankTable:

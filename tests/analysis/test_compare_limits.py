@@ -11,7 +11,7 @@ from rankprobe.analysis.compare import collect, compare, compare_sides
 from rankprobe.analysis.compare_inputs import open_sides
 from rankprobe.analysis.compare_tables import by_kind
 from rankprobe.errors import UsageError
-from tests.analysis.tunings import adapter, name_of, noise, shapes_of, tuned, weights
+from tests.analysis.tunings import adapter, gaussian, name_of, noise, shapes_of, tuned, weights
 
 # --- what is left out, and what is refused ---
 
@@ -56,6 +56,18 @@ def test_of_a_is_for_adapters_alone(tmp_path):
         compare(adapter(tmp_path / "x", shapes_of(W0), 2), tuned(W0, noise(1)), W0, of="A")
     with pytest.raises(UsageError, match="of must be one of right, left, A"):
         compare(W0, W0, W0, of="middle")
+
+
+def test_of_a_leaves_out_what_an_adapter_holds_whole(tmp_path):
+    """PEFT's modules_to_save: a matrix that the base has too, and that has no factors."""
+    W0 = weights() | {"score.weight": gaussian(3, 24, seed=5)}
+    factored = {name: shape for name, shape in shapes_of(W0).items() if name != "score.weight"}
+    whole = {"score.weight": W0["score.weight"].float() + 1}
+    x, y = (adapter(tmp_path / side, factored, 2, seed, whole=whole) for side, seed in (("x", 1), ("y", 50)))
+    assert "score.weight" in set(compare(x, y, W0).matrices["name"])
+    found = compare(x, y, W0, of="A")
+    assert set(found.matrices["name"]) == set(factored)
+    assert found.skipped.set_index("name")["reason"]["score.weight"] == "saved whole: there is no factor A"
 
 
 def test_nothing_in_common_and_other_shapes(tmp_path):

@@ -37,15 +37,16 @@ def noise(seed, size=0.1):
     return lambda name, W, i: size * gaussian(*W.shape, seed=seed + 31 * i)
 
 
-def adapter(folder, shapes, r, seed=0, alpha=None, factors=None):
-    """A PEFT adapter of Gaussian factors on disk."""
+def adapter(folder, shapes, r, seed=0, alpha=None, factors=None, whole=None):
+    """A PEFT adapter of Gaussian factors on disk; ``whole``: matrices that it holds whole, by name."""
     made = {}
     for i, (name, (m, n)) in enumerate(shapes.items()):
         B, A = gaussian(m, r, seed=seed + i), gaussian(r, n, seed=seed + 1000 + i)
         if factors is not None:
             B, A = factors(name, B, A)
         made[name.removesuffix(".weight")] = Factors(B.float(), A.float(), alpha or r, (alpha or r) / r)
-    save_adapter(folder, made, {}, rslora=False, dropout=0.0, fan_in_fan_out=False, modules_to_save=[])
+    modules = [name.removesuffix(".weight") for name in whole or {}]
+    save_adapter(folder, made, whole or {}, rslora=False, dropout=0.0, fan_in_fan_out=False, modules_to_save=modules)
     return folder
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import peft
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
 from rankprobe.weights.pretrained import find_model, load_classifier
 from tests.cli.lab import FILES, FINETUNE, furnish, rankprobe, refused
@@ -99,6 +100,28 @@ def test_another_budget_takes_what_is_measured(here):
     assert {path: path.stat().st_mtime_ns for path in Path("out/losses").iterdir()} == first
     assert pd.read_csv("out/sensitivity.csv").equals(before)
     assert pd.read_csv("out/allocation.csv")["parameters"].sum() == 192, "three ranks of 64"
+
+
+def test_a_run_is_called_as_its_record_does_wherever_it_lies(here, monkeypatch):
+    shutil.copytree(Path("runs", here["lora"]), "best")
+    for name in ("base", "train.csv", "eval.csv"):
+        Path("best", name).symlink_to(Path(name).resolve())
+    monkeypatch.chdir("best")
+    done = rankprobe("allocate", ".", *WHERE, "--budget-r", 1)
+    assert done.exit_code == 0, done.stderr
+    out = Path("results", f"allocate-{here['lora']}")
+    assert json.loads((out / "allocation.json").read_text())["run"] == here["lora"]
+    assert json.loads((out / "plan.json").read_text())["name"] == f"allocate {here['lora']}"
+
+
+def test_losses_of_another_run_in_the_same_place_are_not_taken(here):
+    shutil.copytree(Path("runs", here["lora"]), "best")
+    arguments = ("allocate", "best", *WHERE, "--budget-r", 1, "--out", "out")
+    assert "about 1 min" in rankprobe(*arguments).stderr
+    assert "all measured already" in rankprobe(*arguments, "--dry-run").stderr
+    file = Path("best/adapter/adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert "about 1 min" in rankprobe(*arguments, "--dry-run").stderr
 
 
 def test_a_dry_run_writes_nothing_and_says_how_long(here):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.cli.lab import COMPUTE, FILES, SMALL, rankprobe, refused
+from rankprobe.experiment import pieces
+from tests.cli.lab import COMPUTE, FILES, SMALL, assert_one_line, rankprobe, refused
 from tests.tiny_models import make_tiny
 
 COMMAND = ("intrinsic-dim", "--model", "base", *FILES, *COMPUTE, *SMALL, "--lr", "full=1e-3", "--lr", "head=1e-2",
@@ -34,6 +35,25 @@ def test_tables_page_and_going_on(bench):
     assert not list(bench.glob("runs/did*/model")), "a subspace's weights are dropped"
     dry = rankprobe(*COMMAND, "--dry-run")
     assert f"{len(folders)} runs are done" in dry.output
+
+
+def test_without_the_functional_rank_the_page_is_written_and_the_reason_said(bench, monkeypatch):
+    def measure(run, observer):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(pieces, "measure_truncation", measure)
+    result = rankprobe(*COMMAND)
+    assert (bench / "out" / "report.html").is_file() and "Smallest d" in result.output
+    assert result.exit_code == 1
+    assert_one_line(result.stderr.splitlines(keepends=True)[-1], "functional rank of full-.* must be measured. Got Run")
+
+
+def test_a_damaged_record_of_a_run_that_is_none_of_these_is_no_matter(bench):
+    damaged = bench / "runs" / "lora-r1-qv-eval-s0-0000000000" / "run.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    result = rankprobe(*COMMAND, "--method", "did")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(

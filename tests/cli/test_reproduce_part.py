@@ -39,6 +39,21 @@ def test_a_claim_that_leaves_a_study_without_runs_is_no_mistake(tmp_path, monkey
     assert result.exit_code == 0, result.output
 
 
+def test_a_measurement_that_fails_is_said_and_stops_nothing(tmp_path, monkeypatch):
+    """Table 1 on a GPU too small for GPT-2 medium: the studies that come after it are done all the same."""
+    monkeypatch.chdir(tmp_path)
+
+    def execute(*args, **settings):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(reproduce_extras, "execute_latency", execute)
+    result = rankprobe(*SMOKE, "--only", "table1")
+    assert result.exit_code == 1, result.output
+    out = tmp_path / "results" / "reproduce-paper-smoke"
+    assert "table1 must be measured. Got RuntimeError: CUDA out of memory" in result.output
+    assert (out / "report.html").is_file() and "Traceback" in (out / "error.txt").read_text()
+
+
 def test_only_one_claim_leaves_the_others_measurements_in_the_plan(monkeypatch):
     """The folder's report is about all of them, whichever was asked for last."""
     scale, place = load_scale("smoke"), Place(Path("runs"), "float32", "cpu", 1)

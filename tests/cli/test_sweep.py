@@ -11,6 +11,7 @@ from rankprobe.experiment.latency import execute_latency, plan_latency
 from rankprobe.experiment.live import LiveFile, read_live
 from rankprobe.experiment.store import LockedError, lock
 from rankprobe.experiment.study_file import load_study
+from rankprobe.experiment.unmeasured import unless_given_up
 from rankprobe.weights.source import find_model
 from tests.cli.lab import COMPUTE, FILES, SMALL, SWEEP, csv, furnish, rankprobe, refused, texts
 
@@ -292,12 +293,12 @@ def test_what_another_process_measures_is_set_aside_and_said_at_the_end(tmp_path
                         dtype="float32", device="cpu", threads=1)  # fmt: skip
     observer, aside = progress.TerminalObserver(1), []
     with lock(plan.folder):
-        assert work._latency(plan, observer, lambda: False) is False
+        assert work._latency(plan, observer, lambda: False, tmp_path, aside) is False and not aside
 
         def table1():
             yield "a renewal"
             execute_latency(plan)
 
-        assert list(work._unless(table1(), aside)) == ["a renewal"]
+        assert list(unless_given_up(table1(), aside)) == ["a renewal"]
     assert [type(error) for error in aside] == [LockedError] and "be used by one process at a time" in str(aside[0])
-    assert work._latency(plan, observer, lambda: False) is True
+    assert work._latency(plan, observer, lambda: False, tmp_path, aside) is True and len(aside) == 1

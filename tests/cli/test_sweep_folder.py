@@ -201,3 +201,15 @@ def test_a_study_that_cannot_be_done_now_keeps_what_it_showed(bench, no_pictures
     tables = [pd.read_csv(path) for path in Path("out").rglob("runs.csv")]
     reported = {(row.model, row.r) for table in tables for row in table.itertuples() if "eval" in row.run_id}
     assert reported == {("base", 1), ("twin", 1), ("twin", 2)}
+
+
+def test_a_model_beside_a_file_that_names_the_default_one_is_refused_too(bench, no_pictures):
+    study = 'task = "files"\ntruncate = []\nmax_length = 16\nepochs = 1\n'
+    rows = 'configurations = [{ method = "head", lr = 0.1 }]'
+    command = ("sweep", "study.toml", *FILES, *COMPUTE, "--out", "out", "--model", "base")
+    for value, named in (('"all-MiniLM-L6-v2"', "all-MiniLM-L6-v2"), ('["base", "other"]', "base, other")):
+        Path("study.toml").write_text(f"{study}model = {value}\n{rows}")
+        refused(rankprobe(*command), 2, f"where a study file names one. Got base beside study.toml, which has {named}")
+    Path("study.toml").write_text(study + rows)
+    assert rankprobe(*command).exit_code == 0
+    assert json.loads(next(Path("runs").glob("*/run.json")).read_text())["spec"]["model"] == "base"

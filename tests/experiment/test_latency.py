@@ -290,6 +290,18 @@ def test_what_is_kept_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):
     assert spy.shapes == [(1, 4), (1, 8), (1, 4), (1, 8), (2, 8)] and set(table["device_name"]) == {"another"}
 
 
+def test_another_devices_latency_is_not_served_as_this_ones(tmp_path, monkeypatch):
+    """A store that machines share, or one that was unpacked here."""
+    plan = planned(tmp_path)
+    execute_latency(plan)
+    spy = Spy(monkeypatch)
+    execute_latency(plan)
+    assert spy.shapes == []
+    monkeypatch.setattr(measurement, "device_record", lambda *_: {"type": "cpu", "name": "another", "threads": 1})
+    table = execute_latency(plan)
+    assert spy.shapes == [(1, 4), (1, 8), (2, 8)] and set(table["device_name"]) == {"another"}
+
+
 def test_measured_anew_the_old_table_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     plan = planned(tmp_path)
     old = execute_latency(plan)

@@ -6,6 +6,7 @@ from rankprobe.errors import UsageError, WorkError
 from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.pack_choice import choose_pack, parse_pack, settled_pack
 from rankprobe.experiment.pack_timing import PackTiming
+from tests.experiment.test_pack import planned as planned_of
 from tests.experiment.test_runs import planned, task  # noqa: F401  (the fixture)
 
 
@@ -53,6 +54,39 @@ def test_runs_that_cannot_be_packed_are_not_measured(tmp_path, task):  # noqa: F
     assert seen == []
 
 
+LORA = Configuration("lora", r=2, lr=1e-2, seeds=12)
+
+
+@pytest.mark.parametrize(
+    "first, second, size, chosen, asked",
+    [
+        ({2: 1.8, 4: 3.2, 6: 4.0, 12: 5.0}, {2: 1.8, 4: 3.2, 6: 3.2}, 12, 4, [2, 4, 6]),
+        ({2: 1.8, 4: 1.7}, {2: 1.8, 4: 3.2}, 12, 2, [2]),  # larger ones would not be taken
+        ({2: 1.8, 4: 3.2, 6: 4.0, 12: 5.0}, {2: 1.8, 3: 2.5}, 3, 12, [2, 3]),  # three are one pack at any size
+        ({2: 0.9}, {2: 1.8}, 12, 1, []),
+    ],
+)
+def test_of_several_tasks_models_or_targets_the_smallest_size_that_pays_for_all(
+    tmp_path, task, first, second, size, chosen, asked  # noqa: F811
+):  # fmt: skip
+    others = Configuration("lora", r=2, lr=1e-2, targets="v", seeds=size)
+    measures, lines = (by(first), by(second)), []
+
+    def measure(group):
+        return measures[group[0].spec.targets == "v"][0](group)
+
+    runs = planned(tmp_path, task, LORA, others).runs
+    assert choose_pack(runs, measure=measure, say=lines.append) == chosen
+    assert measures[1][1] == asked and lines[0].startswith("base on toy, q,v: packs of 2: a step of a run takes")
+
+
+def test_a_model_that_cannot_be_packed_makes_all_runs_lone_ones_and_it_is_said(tmp_path, task):  # noqa: F811
+    deberta, bert = (planned_of(tmp_path / kind, task, LORA, kind=kind) for kind in ("deberta-v2", "bert"))
+    lines = []
+    assert choose_pack([*bert[:2], *deberta[:3]], say=lines.append) == 1
+    assert lines[-1].startswith("base on toy, q,v: all runs are done one by one. A model whose runs are packed must")
+
+
 def test_it_is_measured_for_real(runs):
     lines = []
     choose_pack(runs, say=lines.append)
@@ -73,6 +107,21 @@ def test_a_sweep_that_is_gone_on_with_keeps_its_size():
         settled("off", 4)
     with pytest.raises(UsageError, match="begun with, off. Got 2"):
         settled("2", 1)
+
+
+@pytest.mark.parametrize("asked, earlier, packed, found", [
+    ("off", 4, False, 1), ("2", 4, False, 2), (None, 4, False, 4), ("auto", 4, False, 4), ("off", 4, True, None),
+    ("2", 1, False, None),
+])  # fmt: skip
+def test_until_a_run_has_ended_in_a_pack_another_size_may_be_asked_for(asked, earlier, packed, found):
+    def settled():
+        return settled_pack(asked, earlier, default="auto", choose=None, packed=lambda: packed)
+
+    if found is None:
+        with pytest.raises(UsageError, match=f"Leave it out, or pass --pack {asked} with another --out"):
+            settled()
+    else:
+        assert settled() == found
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", ""])

@@ -185,6 +185,36 @@ def test_a_functional_rank_that_loses_its_workers_is_said_at_the_end(tmp_path, d
         agenda.close()
 
 
+def test_a_functional_rank_that_cannot_be_measured_does_not_stop_the_others(tmp_path, doing, monkeypatch):
+    """A GPU's memory that one model fits in and the measurement does not: whatever no check foresaw."""
+    a, b = run(tmp_path, "a"), run(tmp_path, "b")
+
+    def measure(run, observer):
+        raise RuntimeError(f"CUDA out of memory at {run.run_id}")
+
+    monkeypatch.setattr(pieces, "measure_truncation", measure)
+    listener = Listener()
+    found = []
+    with pytest.raises(Unmeasured, match=r"functional rank of a must be measured. Got RuntimeError: CUDA out of mem"):
+        ranks = (Piece((a,), truncation=True), Piece((b,), truncation=True))
+        for record in InTurn()([Piece((a,)), ranks[0], Piece((b,)), ranks[1]], listener, never):
+            found.append(record["run_id"])
+    assert found == ["a", "b"] and doing == ["a", "b"]
+    assert "CUDA out of memory at a" in (a.folder / "error.txt").read_text()
+    assert [line.split(". See")[0] for line in listener.lines] == [
+        "rankprobe: warning: functional rank of b must be measured. Got RuntimeError: CUDA out of memory at b"
+    ]
+
+
+def test_only_those_of_a_pack_whose_weights_are_needed_are_left(tmp_path, doing):
+    a, b = run(tmp_path, "a"), run(tmp_path, "b")
+    for one in (a, b):
+        record = finish(one) | {"weights_kept": False}
+        write_atomic(one.folder / "run.json", json.dumps(record))
+    piece = Piece((a, b), need_weights=frozenset({"b"}))
+    assert piece.unfinished() == (b,) and [record["run_id"] for record in piece.records()] == ["a"]
+
+
 def test_a_pack_of_which_some_are_done_stays_whole_and_is_heard_of_once(tmp_path, doing):
     """Its finished runs belong to it still: what a kill has left of a pack is trained with the same others."""
     a, b, c = (run(tmp_path, name) for name in "abc")

@@ -3,7 +3,7 @@
 import pytest
 
 from rankprobe.errors import UsageError
-from rankprobe.training.rank_table import COLUMNS, RankTable
+from rankprobe.training.rank_table import COLUMNS, RankTable, RankTables
 
 HEADER = ",".join(COLUMNS) + "\n"
 ROWS = [(5, "a.weight", 1.5, 2, 0.1, 0.2), (10, "a.weight", 1.6, 3, 0.1, 0.2)]
@@ -48,3 +48,15 @@ def test_what_cannot_be_written_is_said_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="Not a directory"):
         RankTable(tmp_path / "file" / "ranks.csv", 0)
+
+
+def test_each_training_has_a_file_of_its_own_and_a_resumed_one_its_last(tmp_path):
+    tables = RankTables(tmp_path / "ranks.csv")
+
+    def opened(place, step, **again):
+        return tables.open(place, step, **again).path.name
+
+    assert opened("fold0", 0) == "ranks.csv" and opened("fold1", 0) == "ranks-2.csv"
+    assert opened("fold0", 7) == "ranks.csv" and opened("fold1", 0, again=True) == "ranks-2.csv"
+    assert opened("fold2", 5) == "ranks-3.csv", "resumed from an earlier process: no other's rows are dropped"
+    assert opened("fold0", 0) == "ranks-4.csv" and opened("fold0", 3) == "ranks-4.csv"

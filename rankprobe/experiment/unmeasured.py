@@ -1,0 +1,66 @@
+"""Measurements beside the trainings: what goes wrong in one of them is no reason to stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from rankprobe.errors import RankprobeError, WorkError, must
+from rankprobe.experiment.store import LockedError
+from rankprobe.weights.model_files import one_line
+
+ERROR_FILE = "error.txt"
+T = TypeVar("T")
+
+
+class Unmeasured(WorkError):
+    """A measurement came to nothing: what was asked for is done but for that."""
+
+
+@contextlib.contextmanager
+def unmeasured(what: str, folder: Path) -> Iterator[None]:
+    """Turn what no check foresaw, want of memory too, into :class:`Unmeasured`; the traceback goes to error.txt.
+
+    Parameters
+    ----------
+    what : str
+        Is measured: ``functional rank of RUN``.
+    folder : Path
+        For error.txt.
+
+    Raises
+    ------
+    Unmeasured
+    """
+    try:
+        yield
+    except (RankprobeError, OSError):
+        raise
+    except Exception as error:
+        (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+        next_step = f"See {folder / ERROR_FILE}; the same command tries again"
+        raise Unmeasured(must(what, "be measured", one_line(error), next_step)) from error
+
+
+def guarded(work: Iterator[T], what: str, folder: Path) -> Iterator[T]:
+    """What some work yields, under :func:`unmeasured`."""
+    with unmeasured(what, folder):
+        yield from work
+
+
+def unless_given_up(work: Iterator[T], given_up: list[WorkError]) -> Iterator[T]:
+    """What some work yields; that it could not be measured, or is being measured elsewhere, is no reason to stop.
+
+    Parameters
+    ----------
+    work : iterator
+    given_up : list of WorkError
+        Gets the reason.
+    """
+    try:
+        yield from work
+    except (Unmeasured, LockedError) as error:
+        given_up.append(error)

@@ -17,7 +17,7 @@ from rankprobe.report.comparison import (
 from rankprobe.report.findings import Findings
 from rankprobe.report.stats import MIN_SEEDS
 from rankprobe.report.tables import best_settings
-from rankprobe.report.verdicts import MARGIN_POINTS
+from rankprobe.report.verdicts import MARGIN_POINTS, verdict
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 
@@ -49,14 +49,13 @@ def _perplexities(findings: Findings) -> str:
     if lora.empty or full.empty:
         return f"How LoRA compares with full fine-tuning on {task} is not known yet."
     best = lora.loc[lora["accuracy_mean"].idxmin()]
-    seeds = " (one seed)" if best["n_seeds"] == 1 else ""
     gap = say.gap(metric, best["diff_vs_full"], best["diff_ci_low"], best["diff_ci_high"])
     settled = findings.answers.get(best["targets"])
     first = f"LoRA on {best['targets']}: {settled.text} " if settled and settled.several_seeds else ""
     return (
         f"{first}On {task} LoRA with r = {best['r']} on {best['targets']} reaches a {metric} of "
         f"{say.score(metric, best['accuracy_mean'])} against {say.score(metric, full['accuracy_mean'].iloc[0])} with "
-        f"full fine-tuning, a paired difference of {gap}{seeds}; less is better."
+        f"full fine-tuning, a paired difference of {gap}{_one_seed(best)}; less is better."
     )
 
 
@@ -85,11 +84,7 @@ def _what_r(findings: Findings) -> str:
     best = rows.loc[rows["diff_vs_full"].idxmax()]
     enough = _down_to_the_first_that_fails(rows, margin)
     if nothing:
-        gain = something_to_lose(findings.runs)
-        sentence = (
-            f"What r {task} needs cannot be told from these runs: full fine-tuning itself gains only "
-            f"{say.points(*gain[:3])} points over a trained head on the frozen model"
-        )
+        sentence = f"What r {task} needs cannot be told from these runs: {_little_gain(findings, margin)}"
     elif len(enough):
         row = enough.iloc[-1]
         sentence = (
@@ -108,6 +103,16 @@ def _what_r(findings: Findings) -> str:
     return f"{sentence}{_functional(findings)}."
 
 
+def _little_gain(findings: Findings, margin: float) -> str:
+    """That full fine-tuning gains too little over the head, or that its gain is too uncertain; margin in points."""
+    gain = something_to_lose(findings.runs)
+    over = "over a trained head on the frozen model"
+    if 100 * gain.high <= margin:
+        return f"full fine-tuning itself gains only {say.points(*gain[:3])} points {over}"
+    more = f"more than {margin:g} point{'' if margin == 1 else 's'}"
+    return f"it is not shown that full fine-tuning gains {more} {over} (it gains {say.points(*gain[:3])} points)"
+
+
 def _down_to_the_first_that_fails(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Rows by r, the largest first, as far as each is not more than the margin below full fine-tuning."""
     ordered = rows.sort_values("r", ascending=False)
@@ -117,12 +122,16 @@ def _down_to_the_first_that_fails(rows: pd.DataFrame, margin: float) -> pd.DataF
 
 def _against_full(row: pd.Series, methods: pd.DataFrame) -> str:
     full = methods[methods["method"] == "full"].iloc[0]
-    one_seed = " (one seed)" if row["n_seeds"] == 1 else ""
     return (
         f"{say.score(row['metric'], row['accuracy_mean'])} against {say.score(full['metric'], full['accuracy_mean'])} "
         f"with full fine-tuning, a paired difference of "
-        f"{say.points(row['diff_vs_full'], row['diff_ci_low'], row['diff_ci_high'])} points{one_seed}"
+        f"{say.points(row['diff_vs_full'], row['diff_ci_low'], row['diff_ci_high'])} points{_one_seed(row)}"
     )
+
+
+def _one_seed(row: pd.Series) -> str:
+    """Said of a row of methods.csv whose difference to full fine-tuning is of one seed, however many it has itself."""
+    return "" if say.missing(row["diff_n_seeds"]) or row["diff_n_seeds"] > 1 else " (one seed)"
 
 
 def _functional(findings: Findings) -> str:
@@ -143,17 +152,20 @@ def _as_good(findings: Findings) -> str:
     gap = f"{say.with_interval(row['measured'], row['ci_low'], row['ci_high'], sign=True)} points"
     settled = findings.answers.get(spec["targets"])
     margin = round(100 * settled.asked.margin, 9) if settled else MARGIN_POINTS
-    verdict = row["verdict"] if margin == MARGIN_POINTS else _at_margin(findings, row, margin)
-    if verdict == "supported":
+    outcome = row["verdict"] if margin == MARGIN_POINTS else _at_margin(findings, row, margin)
+    if outcome == "supported":
         return f"{name} is as good as full fine-tuning here, within {margin:g} points: it differs by {gap}."
-    if verdict == "contradicted":
+    if outcome == "contradicted":
         word = "better" if row["measured"] > 0 else "worse"
         return f"{name} is {word} than full fine-tuning here by more than {margin:g} points: it differs by {gap}."
     if row["ci_low"] >= -margin and row["ci_high"] <= margin:
         if not nothing_to_lose(findings.runs, margin / 100):
             return f"{name} differs from full fine-tuning by {gap}, but with fewer than 3 seeds that may be their luck."
+        gain = something_to_lose(findings.runs)
+        be = "is" if 100 * gain.high <= margin else "may be"
         return (
-            f"{name} differs from full fine-tuning by {gap}, which means little where a trained head is nearly as good."
+            f"{name} differs from full fine-tuning by {gap}, which means little where a trained head {be} nearly as "
+            "good."
         )
     return (
         f"Whether {name} is as good as full fine-tuning here is not settled: it differs by {gap}, and the margin is "
@@ -165,11 +177,11 @@ def _at_margin(findings: Findings, row: dict, margin: float) -> str:
     """The verdict on "as good as full fine-tuning" at a margin of the study's own; the claim's is for the paper's."""
     sides = main_lora(findings.runs), full_reference(configurations(findings.runs))
     common = set.intersection(*({run["spec"]["seed"] for run in side} for side in sides))
-    if len(common) < MIN_SEEDS or nothing_to_lose(findings.runs, margin / 100):
+    if len(common) < MIN_SEEDS:
         return "inconclusive"
-    if row["ci_low"] >= -margin and row["ci_high"] <= margin:
-        return "supported"
-    return "contradicted" if row["ci_low"] > margin or row["ci_high"] < -margin else "inconclusive"
+    found = verdict(row["ci_low"], row["ci_high"], (-margin, margin))
+    # As in unless_nothing_to_lose: what is worse than the margin stays worse, whatever the head does.
+    return "inconclusive" if found == "supported" and nothing_to_lose(findings.runs, margin / 100) else found
 
 
 def _cost(findings: Findings) -> str:

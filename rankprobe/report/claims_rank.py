@@ -129,8 +129,10 @@ def energy_over_function(evidence: Evidence) -> dict:
         k, low = ks[(len(ks) - 1) // 2], min(r["ci_low"] for r in found)
         # A seed without a functional rank could have any.
         high = max(r["ci_high"] for r in found) if len(found) == len(rows) else math.inf
+        # Where one of the two ends is open, so is the ratio's; a ratio of two counts is at least 0.
+        least = max(energy.low, 0.0) / high if math.isfinite(high) else 0.0
         measured = Estimate(
-            energy.estimate / k, energy.low / high, energy.high / max(low, 1),
+            energy.estimate / k, least, energy.high / max(low, 1),
             f"the ends of both intervals; {energy.method}; {found[0]['method']}", energy.n,
         )  # fmt: skip
         note = f"{energy.estimate:.4g} directions hold 90 % of the energy, k = {k:g} keeps 90 % of the gain"

@@ -14,6 +14,7 @@ from rankprobe.report.comparison import (
 )
 from rankprobe.report.stats import Estimate
 from rankprobe.report.verdicts import (
+    EXACT,
     FEW_PARAMETERS_PCT,
     MARGIN_POINTS,
     PAPER,
@@ -38,7 +39,7 @@ def vignette() -> dict:
         "LoRA with r = 16 on a 512 × 512 matrix trains 6.25 % of its weights",
         "%",
         published=6.25,
-        measured=Estimate(share, share, share, "exact", 1),
+        measured=Estimate(share, share, share, EXACT, 1),
         region=(6.25, 6.25),
         note=f"{lora:,} of {full:,}, counted in the factors that a layer is made with",
     )
@@ -99,7 +100,7 @@ def trainable(evidence: Evidence) -> dict:
     if group:
         params = group[0]["params"]
         share = 100 * params["trainable"] / params["total"]
-        measured = Estimate(share, share, share, "exact", 1)
+        measured = Estimate(share, share, share, EXACT, 1)
         note = f"{params['trainable']:,} of {params['total']:,}, {params['head']:,} of them the head"
         name = f"LoRA (r = {group[0]['spec']['r']} on {group[0]['spec']['targets']})"
     return claim_row(

@@ -179,8 +179,7 @@ def difference(a: list[dict], b: list[dict]) -> Estimate | None:
     a, b = finished_ok(a), finished_ok(b)
     if not a or not b:
         return None
-    by_seed = {run["spec"]["seed"]: run for run in b}
-    pairs = [(run, by_seed[run["spec"]["seed"]]) for run in a if run["spec"]["seed"] in by_seed] or [(a[0], b[0])]
+    pairs = paired_runs(a, b)
     metric = main_metric(a[0])
     left, right = ([predictions(run) for run in side] for side in zip(*pairs, strict=True))
     if any(t is None for t in (*left, *right)):
@@ -199,6 +198,12 @@ def difference(a: list[dict], b: list[dict]) -> Estimate | None:
                 )
             )
     return paired_difference([t.scored for t in left], [t.scored for t in right], metric=metric)
+
+
+def paired_runs(a: list[dict], b: list[dict]) -> list[tuple[dict, dict]]:
+    """Finished runs of both sides by the seeds that they share; where they share none, the first of each."""
+    by_seed = {run["spec"]["seed"]: run for run in b}
+    return [(run, by_seed[run["spec"]["seed"]]) for run in a if run["spec"]["seed"] in by_seed] or [(a[0], b[0])]
 
 
 def something_to_lose(runs: list[dict]) -> Estimate | None:

@@ -29,8 +29,10 @@ def merged_spectra(runs: list[dict]) -> pd.DataFrame:
 
 
 def merged_truncation(runs: list[dict]) -> pd.DataFrame:
-    """truncation.csv of all finished runs that have one, with run_id, method, r and seed."""
-    return _merged(finished_ok(one_comparison(runs)), "truncation.csv")
+    """truncation.csv of all finished runs whose curve is whole, with run_id, method, r and seed."""
+    # It grows with each k; functional_rank.csv is written last. Half a curve's largest k is not the whole update.
+    whole = [run for run in finished_ok(one_comparison(runs)) if (Path(run["path"]) / "functional_rank.csv").exists()]
+    return _merged(whole, "truncation.csv")
 
 
 def merged_functional_ranks(runs: list[dict]) -> pd.DataFrame:

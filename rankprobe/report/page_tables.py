@@ -12,6 +12,7 @@ from rankprobe.report.comparison import configurations, full_reference, main_met
 from rankprobe.report.findings import Findings
 from rankprobe.report.table1 import VARIANT_NAMES
 from rankprobe.report.tables import chosen_among
+from rankprobe.report.verdicts import EXACT
 from rankprobe.tasks.metrics import LOWER_IS_BETTER, truncation_metric
 
 _VERDICTS = {
@@ -31,8 +32,8 @@ def claims_cells(findings: Findings) -> Table:
     for _, c in (tested if len(tested) else claims).iterrows():
         digits, sign = _decimals(c["unit"], c["measured"])
         measured = say.number(c["measured"], digits, sign=sign)
-        exact = c["ci_low"] == c["ci_high"] and c["unit"] != "k"  # a rank's interval may have one value
-        ends = "exact" if exact else say.interval(c["ci_low"], c["ci_high"], digits, sign=sign)
+        exact = EXACT in c["note"].split("; ")  # not by its width: a measured interval may have one value
+        ends = EXACT if exact else say.interval(c["ci_low"], c["ci_high"], digits, sign=sign)
         symbol, word = _VERDICTS[c["verdict"]]
         published = max(2, _decimals(c["unit"], c["published"])[0])
         rows.append(
@@ -197,6 +198,8 @@ def cost_cells(findings: Findings) -> Table | None:
         f"The head, {' or '.join(map(say.count, heads_of))} parameters, is trained by every method and counted. Times "
         f"and memory are medians over seeds on the device named below; they have no interval."
     )
+    if any(run.get("pack") for run in findings.runs):
+        caption += " Runs that were trained packed, several at once, have no time of their own and are left out."
     return Table(heads, rows, caption)
 
 

@@ -12,6 +12,7 @@ from rankprobe.report.lora_config import answered_config, as_python
 from rankprobe.report.rank_answer import RankAnswer
 from rankprobe.report.rank_table import LEFT_OUT, REFERENCE
 from rankprobe.report.rank_words import outside
+from rankprobe.report.rate_cells import end_of_grid_note
 
 _OUTCOMES = {
     YES: ("supported", "✓", "equivalent"),
@@ -24,9 +25,10 @@ _OUTCOMES = {
 def answer_blocks(findings: Findings) -> list[str | Table | Code]:
     """For each choice of targets the sentence (one alone is the page's own), its notes, the table, the config for peft.
 
-    The config where an r is named.
+    The config where an r is named. Before them, once, which rates may not be the best, with one seed too.
     """
-    blocks: list[str | Table | Code] = []
+    at_end = end_of_grid_note(findings)
+    blocks: list[str | Table | Code] = [at_end] if at_end else []
     for targets, found in findings.answers.items():
         if not found.several_seeds:
             continue

@@ -13,7 +13,12 @@ from rankprobe.report.paired import holm, mcnemar, paired_bootstrap
 from rankprobe.report.power import seeds_needed
 from rankprobe.report.rank_input import Configuration
 from rankprobe.report.row_values import comparable_score
-from rankprobe.report.score_intervals import crossed_difference, paired_difference, score_interval
+from rankprobe.report.score_intervals import (
+    crossed_difference,
+    difference_bounds,
+    paired_difference,
+    score_interval,
+)
 from rankprobe.report.stats import bootstrap_score
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
@@ -151,7 +156,10 @@ def _of_one_seed(a: tuple, b: tuple, metric: str, level: float) -> dict:
         method = "McNemar mid-p, 1 seed"
     else:
         gap = bootstrap_score(
-            lambda rows: comparable_score(a, metric, rows) - comparable_score(b, metric, rows), len(a[0]), level=level
+            lambda rows: comparable_score(a, metric, rows) - comparable_score(b, metric, rows),
+            len(a[0]),
+            level=level,
+            bounds=difference_bounds(metric),
         )
         p, method = paired_bootstrap([a], [b], metric=metric).p, "paired bootstrap over rows, 1 seed"
     return _gap(gap.estimate, gap.low, gap.high, metric) | {

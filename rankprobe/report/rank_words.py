@@ -84,13 +84,14 @@ def sentence(table: pd.DataFrame, asked: Asked) -> str:
             f"No r tested is within {asked.limit} of {asked.reference}: the best, r = {best['r']}, differs by "
             f"{_gap(best)} ({_seeds(best)}; {_level(best)})."
         )
+    largest = "the largest that could be tested" if rows["r"].max() > first["r"] else "the largest tested"
     if _better(first, asked):
         return (
-            f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, the largest tested, is "
+            f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, {largest}, is "
             f"better by more than that ({_gap(first)}, {_level(first)})."
         )
     return (
-        f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, the largest tested, differs by "
+        f"Not shown with {_seeds(first)} that any r is {asked.claim}: r = {first['r']}, {largest}, differs by "
         f"{_gap(first)} ({_level(first)}); {_more(first, asked)}."
     )
 

@@ -1,4 +1,4 @@
-"""Learning rates on the page: what each configuration tried and which it took."""
+"""Learning rates on the page: what each configuration tried, which it took, and which may not be its best."""
 
 from __future__ import annotations
 
@@ -7,6 +7,31 @@ import pandas as pd
 from rankprobe.report import numbers as say
 from rankprobe.report.cells import Cell, Table
 from rankprobe.report.findings import Findings
+
+_NAMED = 3
+
+
+def end_of_grid_note(findings: Findings) -> str:
+    """Which configurations took a rate at an end of their grid; empty where none did or rates were not tuned."""
+    tried = findings.tables.get("tuning", pd.DataFrame())
+    if tried.empty or not findings.runs:
+        return ""
+    run = findings.runs[0]  # the table has other models' and tasks' rows too
+    mine = (tried["model"] == run["model"]["name"]) & (tried["task"] == run["task"]["name"])
+    at_end = tried[mine & tried["chosen"] & tried["at_end"]]
+    names = [say.method_name(row) + _on_targets(row) for _, row in at_end.iterrows()]
+    if not names:
+        return ""
+    named = names[:_NAMED] + ([f"{len(names) - _NAMED} more"] if len(names) > _NAMED else [])
+    who = " and ".join(part for part in (", ".join(named[:-1]), named[-1]) if part)
+    return (
+        f"{who[0].upper()}{who[1:]}{' each' if len(names) > 1 else ''} took a rate at an end of its grid: a better one "
+        "may lie beyond. Widen the grid before believing the comparison."
+    )
+
+
+def _on_targets(row: pd.Series) -> str:
+    return f" on {row['targets']}" if row["method"] == "lora" else ""
 
 
 def rates_cells(findings: Findings) -> Table | None:

@@ -80,14 +80,17 @@ def paired_difference(
         if crossed.se > _ALIKE:
             parts = (crossed.seed_se, crossed.row_se, crossed.n_seeds)
             half = float(critical_value((1 - level) / 2, *parts))
-            method = f"t over {len(a)} paired seeds, normal over {crossed.n_rows:,} eval rows"
+            method = f"t over {len(a)} paired seeds, normal over {len(a[0][0]):,} eval rows"
             return Estimate(crossed.estimate, crossed.estimate - half, crossed.estimate + half, method, len(a))
     note = f"paired, {len(a)} seed{'s' if len(a) > 1 else ''}"
     if metric == "accuracy":
         estimate = bootstrap_mean(_correct(a) - _correct(b), level=level, bounds=(-1.0, 1.0))
     else:
         estimate = bootstrap_score(
-            lambda rows: _mean_score(a, metric, rows) - _mean_score(b, metric, rows), len(a[0][0]), level=level
+            lambda rows: _mean_score(a, metric, rows) - _mean_score(b, metric, rows),
+            len(a[0][0]),
+            level=level,
+            bounds=difference_bounds(metric),
         )
     return estimate._replace(method=f"{estimate.method}, {note}")
 
@@ -125,7 +128,19 @@ def score_interval(tables: Sequence[ArrayLike], *, metric: str = "accuracy", lev
         return t_interval(values, level=level, bounds=RANGES[metric])
     if metric == "accuracy":
         return bootstrap_mean(_correct(tables), level=level, bounds=(0.0, 1.0))
-    return bootstrap_score(lambda rows: _mean_score(tables, metric, rows), len(tables[0][0]), level=level)
+    return bootstrap_score(
+        lambda rows: _mean_score(tables, metric, rows), len(tables[0][0]), level=level, bounds=RANGES[metric]
+    )
+
+
+def difference_bounds(metric: str) -> tuple[float, float]:
+    """What a difference of two scores can be at least and at most.
+
+    >>> difference_bounds("matthews"), difference_bounds("perplexity")
+    ((-2.0, 2.0), (-inf, inf))
+    """
+    least, most = RANGES[metric]
+    return least - most, most - least
 
 
 def seeds_tell(values: Sequence[float]) -> bool:

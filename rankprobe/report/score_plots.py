@@ -199,7 +199,7 @@ def _cut_words(rows: pd.DataFrame) -> str:
 def _point(axes, x: float, row: pd.Series, color: str, marker: str) -> None:
     """A value with its interval: filled where the interval is over seeds, open where it is over evaluation rows."""
     mean, low, high = row["accuracy_mean"], row["accuracy_ci_low"], row["accuracy_ci_high"]
-    around = None if say.missing(low) else [[mean - low], [high - mean]]
+    around = [[mean - low], [high - mean]] if np.isfinite([low, high]).all() else None
     face = color if str(row["ci_method"]).startswith("t ") else "white"
     axes.errorbar(
         [x], [mean], yerr=around, color=color, marker=marker, markerfacecolor=face, capsize=3, lw=1.2, zorder=3
@@ -209,8 +209,8 @@ def _point(axes, x: float, row: pd.Series, color: str, marker: str) -> None:
 def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
     """A line at the mean, the interval as a hatched band, and name and value at the right edge."""
     axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
-    if not say.missing(row["accuracy_ci_low"]):
-        ends = row["accuracy_ci_low"], row["accuracy_ci_high"]
+    ends = row["accuracy_ci_low"], row["accuracy_ci_high"]
+    if np.isfinite(ends).all():
         axes.axhspan(*ends, facecolor=color, alpha=0.10, lw=0, zorder=0)
         axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.3, hatch=hatch, lw=0, zorder=0)
     axes.axhline(row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1)

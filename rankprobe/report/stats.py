@@ -18,6 +18,8 @@ LEVEL = 0.95
 MIN_SEEDS = 3
 _MEAN_RESAMPLES = 20_000
 _SCORE_RESAMPLES = 2_000
+# Scores that are equal may differ in the last bits.
+_ALIKE = 1e-12
 
 
 class Estimate(NamedTuple):
@@ -128,6 +130,7 @@ def bootstrap_score(
     n: int,
     *,
     level: float = LEVEL,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
     resamples: int = _SCORE_RESAMPLES,
     seed: int = 0,
     over: str = "eval rows",
@@ -141,13 +144,17 @@ def bootstrap_score(
     n : int
         Number of rows.
     level : float
+    bounds : (float, float)
+        The least and largest value that the score could have: the interval where all resamples are alike, as with
+        constant predictions, of which resampling says nothing.
     resamples, seed : int
     over : str
 
     Notes
     -----
-    A score that is undefined on a resample (Pearson of constant predictions) leaves that resample out; the method's
-    name says how many. Percentile, not BCa: the jackknife would cost one evaluation a row, 40,000 of them on QQP.
+    Where constant predictions leave a metric undefined, :mod:`rankprobe.tasks.metrics` gives 0, and such a resample
+    counts as 0. A resample on which ``score`` is not finite is left out, and the method's name says how many.
+    Percentile, not BCa: the jackknife would cost one evaluation a row, 40,000 of them on QQP.
     """
     rng = np.random.default_rng(seed)
     estimate = float(score(np.arange(n)))
@@ -156,6 +163,8 @@ def bootstrap_score(
     if undefined := int((~np.isfinite(drawn)).sum()):
         method += f" ({undefined} of {resamples} resamples undefined)"
     low, high = percentile_interval(drawn, level) if math.isfinite(estimate) else (math.nan, math.nan)
+    if high - low <= _ALIKE:
+        return Estimate(estimate, *bounds, "none: all resamples alike", n)
     return Estimate(estimate, low, high, method, n)
 
 

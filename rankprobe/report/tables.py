@@ -14,6 +14,7 @@ from rankprobe.report.comparison import (
     main_metric,
     mean_score,
     one_comparison,
+    paired_runs,
 )
 from rankprobe.report.merged import whole_numbers
 from rankprobe.report.numbers import size_of, targets_name
@@ -42,6 +43,7 @@ METHOD_COLUMNS = [
     "diff_ci_low",
     "diff_ci_high",
     "diff_ci_method",
+    "diff_n_seeds",
     "train_time_s",
     "tokens_per_s",
     "peak_memory_bytes",
@@ -125,8 +127,9 @@ def methods_table(runs: list[dict], latency: pd.DataFrame | None = None) -> pd.D
     Returns
     -------
     DataFrame, columns :data:`METHOD_COLUMNS`
-        Scores and differences as fractions; train_time_s and peak_memory_bytes are medians over seeds. Configurations
-        without a finished run keep their row: ``n_diverged`` and ``n_failed`` say why their numbers are missing.
+        Scores and differences as fractions, ``diff_n_seeds`` the pairs of runs that a difference is of; train_time_s,
+        tokens_per_s and peak_memory_bytes are medians over seeds, packed runs left out. Configurations without a
+        finished run keep their row: ``n_diverged`` and ``n_failed`` say why their numbers are missing.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def methods_table(runs: list[dict], latency: pd.DataFrame | None = None) -> pd.D
     groups = configurations(one_comparison(runs))
     full = full_reference(groups)
     table = pd.DataFrame([_method_row(g, full, latency) for g in groups], columns=METHOD_COLUMNS)
-    return whole_numbers(table, "r", "size", "trainable_params", "head_params", "peak_memory_bytes")
+    return whole_numbers(table, "r", "size", "trainable_params", "head_params", "diff_n_seeds", "peak_memory_bytes")
 
 
 def rank_sweep_table(methods: pd.DataFrame) -> pd.DataFrame:
@@ -217,8 +220,10 @@ def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | Non
         "accuracy_ci_high": accuracy.high,
         "ci_method": accuracy.method,
     }
+    # A packed run's time is its share of the pack's, which no lone run's is to be compared with.
+    alone = [run for run in ok if not run.get("pack")]
     for name in ("train_time_s", "tokens_per_s", "peak_memory_bytes"):
-        values = [v for run in ok if (v := (run.get("timings") or {}).get(name)) is not None]
+        values = [v for run in alone if (v := (run.get("timings") or {}).get(name)) is not None]
         row[name] = float(np.median(values)) if values else None
     if spec["method"] != "full" and (gap := difference(ok, full)):
         row |= {
@@ -226,6 +231,7 @@ def _method_row(group: list[dict], full: list[dict], latency: pd.DataFrame | Non
             "diff_ci_low": gap.low,
             "diff_ci_high": gap.high,
             "diff_ci_method": gap.method,
+            "diff_n_seeds": len(paired_runs(ok, full)),
         }
     return row | _latency_of(spec, latency)
 

@@ -47,6 +47,7 @@ CLAIM_COLUMNS = [
     "note",
 ]
 PAPER = "Hu et al. 2021"  # arXiv:2106.09685
+EXACT = "exact"  # the method of what is counted, not measured
 VERDICTS = ("supported", "contradicted", "inconclusive", "not_run")
 
 

@@ -68,8 +68,8 @@ def test_it_ends_with_the_answer(tuned):
     lines = result.stdout.rstrip("\n").split("\n")
     said = [line for line in lines[lines.index("]") + 1 : -1] if line]
     assert lines[-1] == "out/report.html"
-    assert all(line in page for line in said) and len(said) == 3, said
-    assert said[0].startswith("What r files needs cannot be told")
+    assert all(line in page for line in said) and len(said) == 4, said
+    assert said[0].startswith("What r files needs cannot be told") and "at an end of its grid" in said[3]
 
 
 def test_the_same_command_does_nothing_twice(tuned, monkeypatch):

@@ -14,6 +14,7 @@ from rankprobe.paper.published import published
 from rankprobe.report.claims import claims_table
 from rankprobe.report.claims_rank import full_energy_shares
 from rankprobe.report.findings import find
+from rankprobe.report.page_tables import claims_cells
 from rankprobe.report.verdicts import CLAIM_COLUMNS, VERDICTS, Evidence, verdict
 from rankprobe.weights.architecture import WeightSite
 from tests.report.synthetic import make_latency, make_run
@@ -89,6 +90,21 @@ def test_a_small_r_that_is_better_suffices_though_it_is_not_equal(tmp_path):
     row = claims_of(runs).loc["small-r1-vs-r64"]
     assert row["verdict"] == "supported" and row["ci_low"] > 10
     assert row["published"] == pytest.approx((73.4 + 91.3 - 73.5 - 91.4) / 2)
+
+
+def test_constant_predictions_leave_equality_open_and_are_not_exact(tmp_path):
+    settings = {"n": 60, "metrics": ("matthews",)}
+    runs = [*three(tmp_path, method="full", **settings), *three(tmp_path, r=8, **settings)]
+    for run in runs:
+        path = f"{run['path']}/predictions.csv"
+        pd.read_csv(path).assign(prediction=0).to_csv(path, index=False)
+        run["metrics"]["matthews"] = 0.0
+    found = find(runs, None, published())
+    row = found.tables["claims"].set_index("claim_id").loc["lora-equals-full"]
+    assert (row["verdict"], row["ci_low"], row["ci_high"]) == ("inconclusive", -200, 200)
+    ends = {line[0].text: line[2].small for line in claims_cells(found).rows}
+    assert ends[row["statement"]] == "[−200.0, +200.0]"
+    assert sorted(ends.values()).count("exact") == 2  # the vignette's and the trainable parameters
 
 
 def test_few_rows_leave_it_open(tmp_path):
@@ -239,6 +255,15 @@ def test_seeds_without_a_functional_rank_could_have_any(tmp_path):
             run["analysis"] = {"functional_rank": [row]}
         row = claims_of(runs).loc["energy-rank-over-functional-rank"]
         assert row["verdict"] == expected and (row["ci_low"] == 0) == (expected == "inconclusive")
+
+
+def test_a_ratio_whose_both_ends_are_open_is_inconclusive(tmp_path):
+    """Too few matrices for an interval of the energy rank, and a seed without a functional rank."""
+    runs = [full_run_with_energy_ranks(tmp_path, [20] * 3), make_run(tmp_path, method="full", seed=1, n=50)]
+    runs[0]["analysis"] = {"functional_rank": [functional(2, 1, 4)]}
+    runs[1]["analysis"] = {"functional_rank": [functional(None, None, None, "no gain")]}
+    row = claims_of(runs).loc["energy-rank-over-functional-rank"]
+    assert (row["verdict"], row["ci_low"], row["ci_high"]) == ("inconclusive", 0, math.inf)
 
 
 def test_nothing_run_yet_says_so_in_every_row_but_the_arithmetic():

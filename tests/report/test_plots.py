@@ -233,9 +233,11 @@ def test_many_methods_are_told_apart(crowd):
     assert "stand side by side" in picture.caption
     (legend,) = picture.figure.legends
     names = [text.get_text() for text in legend.get_texts()]
-    assert len(names) == len(set(names)) == 8 and {"LoRA on other targets", "Adapter-H, bottleneck 6"} < set(names)
+    assert len(names) == len(set(names)) == 10
+    # Beside their points the names of full and head would meet other points' intervals.
+    assert {"full fine-tuning", "head only", "LoRA on other targets", "Adapter-H, bottleneck 6"} < set(names)
     looks = {(handle.get_color(), handle.get_marker()) for handle in legend.legend_handles}
-    assert len(looks) == 8
+    assert len(looks) == 10
     test_no_two_labels_overlap(crowd, "accuracy_by_parameters")
 
 
@@ -248,7 +250,16 @@ def test_points_of_an_r_by_matrix_are_named_as_such(tmp_path):
     runs = [make_run(tmp_path, method="full", n=60)]
     runs += [make_run(tmp_path, r=2, n=60, targets=targets) for targets in ("q,v", "o")]
     by_matrix = make_run(tmp_path, r=2, n=60, rank_pattern=[["query", 1], ["value", 3]])
-    for more, expected in (([], {"LoRA on q,v, r above", "LoRA on other targets"}),
-                           ([by_matrix], {"LoRA on q,v, r above", "LoRA on other targets", "LoRA, r by matrix"})):
+    names = {"full fine-tuning", "LoRA on q,v, r above", "LoRA on other targets"}
+    for more, expected in (([], names), ([by_matrix], names | {"LoRA, r by matrix"})):
         picture = accuracy_by_parameters(find(runs + more, None, published()))
         assert {text.get_text() for text in picture.figure.legends[0].get_texts()} == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_score_whose_interval_is_open_is_drawn_without_one(tmp_path):
+    runs = [make_run(tmp_path, method="full", n=60), *(make_run(tmp_path, r=r, n=60) for r in (1, 8))]
+    found = find(runs, None, published())
+    found.tables["methods"]["accuracy_ci_high"] = np.inf  # a perplexity of which all resamples are alike
+    drawn = {picture.name: picture.figure.canvas.draw() for picture in draw_pictures(found)}
+    assert {"accuracy_by_r", "accuracy_by_parameters"} <= drawn.keys()

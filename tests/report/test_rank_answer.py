@@ -360,3 +360,19 @@ def test_what_is_said_of_several_settings_is_of_what_was_tested():
     assert any("Full fine-tuning is the best of 4 settings on these very rows" in note for note in found.notes)
     stands_in = rank_answer([replace(lora(8, 0.0), tried=3), lora(4, 0.0)])
     assert not any("Bonferroni" in note for note in stands_in.notes)
+
+
+def test_one_seed_of_constant_predictions_has_a_difference_that_could_be_any():
+    same = {0: (np.arange(60) % 2, np.zeros(60), None)}
+    swept, reference = Configuration("LoRA r = 8", 8, same), Configuration("full fine-tuning", None, same)
+    row = rank_answer([swept], reference, metric="matthews").table.iloc[1]
+    assert (row["diff"], row["diff_low"], row["diff_high"]) == (0, -2, 2)
+    assert row["diff_method"] == "none: all resamples alike, 1 seed"
+
+
+@pytest.mark.parametrize("gap", [-0.02, 0.1])
+def test_the_largest_r_tested_is_not_called_the_largest_where_a_larger_one_is_left_out(gap):
+    told = rank_answer([lora(8, gap)], full()).text
+    assert "r = 8, the largest tested, " in told
+    told = rank_answer([lora(8, gap), lora(64, 0.0, n=1)], full()).text
+    assert "r = 8, the largest that could be tested, " in told

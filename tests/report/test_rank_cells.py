@@ -1,5 +1,7 @@
 """The answer on the page: its sentence first, a table for each choice of targets, nothing where seeds are too few."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,6 +91,26 @@ def test_the_terminal_says_what_the_page_says(tmp_path):
     config = 'LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]'
     assert lines[5].startswith(f"For peft, at a peak learning rate of 1e-3: {config}")
     assert lines[6].startswith("LoRA on q,k,v,o: r = 8") and lines[7].startswith("For peft, at") and len(lines) == 8
+
+
+def tuned(findings, *chosen, task="docmatch"):
+    """The findings with a row of tuning.csv for each (method, r, whether at an end of its grid)."""
+    rows = [{"model": "all-MiniLM-L6-v2", "task": task, "method": method, "r": r, "targets": "q,v", "chosen": True,
+             "at_end": at_end} for method, r, at_end in chosen]  # fmt: skip
+    return replace(findings, tables=findings.tables | {"tuning": pd.DataFrame(rows)})
+
+
+def test_rates_at_an_end_of_their_grid_are_named_beside_the_answer(found, tmp_path):
+    rest = "took a rate at an end of its grid: a better one may lie beyond. Widen the grid before believing the comp"
+    many = tuned(found, ("full", None, True), *(("lora", r, r != 8) for r in (1, 8, 16, 32, 64)))
+    said, table = answer_blocks(many)
+    assert said.startswith(f"Full fine-tuning, LoRA r = 1 on q,v, LoRA r = 16 on q,v and 2 more each {rest}")
+    assert isinstance(table, Table) and answer_lines([("", many)])[3] == said
+    one_seed = find(sweep(tmp_path, {8: 0.79}, seeds=1), None, published())
+    (said,) = answer_blocks(tuned(one_seed, ("full", None, False), ("lora", 8, True)))
+    assert said.startswith(f"LoRA r = 8 on q,v {rest}")
+    assert answer_blocks(tuned(one_seed, ("lora", 8, False))) == []
+    assert answer_blocks(tuned(one_seed, ("lora", 8, True), task="sst2")) == []
 
 
 def test_without_predictions_there_is_no_answer(tmp_path):

@@ -69,6 +69,7 @@ def test_everything_is_written(built):
         "ranks",
         "spectra",
         "truncation",
+        "functional_rank",
         "latency",
         "predicted_curve",
         "predicted_summary",
@@ -146,6 +147,7 @@ def test_a_refresh_writes_tables_only_and_leaves_no_temporary_file(study, tmp_pa
         "ranks.csv",
         "spectra.csv",
         "truncation.csv",
+        "functional_rank.csv",
     }
     build_report(study, None, published(), tmp_path, title="t", settings={}, figures=False)
     assert len(pd.read_csv(tmp_path / "tables" / "runs.csv")) == len(study)

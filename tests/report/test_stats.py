@@ -134,6 +134,14 @@ def test_paired_difference_from_three_seeds_on_covers_seeds_and_rows():
     assert "bootstrap over 500" in two.method and "paired, 2 seeds" in two.method and two.n == 500
 
 
+def test_the_rows_of_a_difference_are_counted_and_not_the_jackknifes_blocks():
+    rng = np.random.default_rng(3)
+    labels = rng.normal(size=1500)
+    a, b = ([table(labels, labels + rng.normal(size=1500)) for _ in range(3)] for _ in range(2))
+    found = paired_difference(a, b, metric="pearson")
+    assert found.method == "t over 3 paired seeds, normal over 1,500 eval rows"
+
+
 def test_three_seeds_that_happen_to_agree_fall_back_to_rows():
     labels = np.arange(100) % 2
     wrong = labels.copy()
@@ -201,6 +209,18 @@ def test_undefined_resamples_are_counted_and_left_out():
     assert 60 <= count <= 140 and math.isfinite(found.low)
     never = bootstrap_score(lambda rows: math.nan, 3, resamples=50)
     assert math.isnan(never.low) and math.isnan(never.high)
+
+
+@pytest.mark.parametrize(
+    ("metric", "whole", "apart"),
+    [("matthews", (-1, 1), (-2, 2)), ("pearson", (-1, 1), (-2, 2)), ("f1", (0, 1), (-1, 1))],
+)
+def test_constant_predictions_have_an_interval_that_says_nothing(metric, whole, apart):
+    same = [table(np.arange(40) % 2, np.zeros(40), np.zeros(40))]
+    found = score_interval(same, metric=metric)
+    assert (found.estimate, found.low, found.high) == (0, *whole) and found.method == "none: all resamples alike"
+    found = paired_difference(same, same, metric=metric)
+    assert (found.estimate, found.low, found.high) == (0, *apart) and found.method.startswith("none: all resamples")
 
 
 def test_bootstrap_of_a_median_is_scipys():

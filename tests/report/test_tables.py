@@ -176,6 +176,12 @@ def test_a_run_without_ranks_is_left_out_of_the_merge(tmp_path):
     assert merged_ranks([run]).empty and not merged_spectra([run]).empty
 
 
+def test_a_truncation_curve_that_is_still_growing_is_left_out(tmp_path):
+    runs = [make_run(tmp_path, method="full", seed=seed, truncation=True, n=50) for seed in range(2)]
+    (Path(runs[0]["path"]) / "functional_rank.csv").unlink()
+    assert set(merged_truncation(runs)["run_id"]) == {runs[1]["run_id"]}
+
+
 def test_of_several_learning_rates_the_best_stands_for_its_method(tmp_path):
     runs = [
         make_run(tmp_path, r=8, lr=1e-3, accuracy=0.74, dropout=0.0),

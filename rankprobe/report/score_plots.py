@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -26,6 +28,8 @@ _MARKS = [(color, marker) for marker in "^vPXdh" for color in (ORANGE, GREEN, PI
 _APART = 1.12
 # An interval may reach beyond all means by this share of their spread, or by so many half intervals of the usual width.
 _ROOM, _NARROW = 0.2, 3.0
+# Height of a legend's row, in inches.
+_LEGEND_ROW = 0.17
 
 
 def accuracy_by_r(findings: Findings) -> Picture | None:
@@ -120,6 +124,8 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     handles = (handles if len(handles) > 1 else []) + _interval_kinds(methods)
     if handles:
         figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.4)
+        # What a legend of many rows takes is not to come out of the axes.
+        figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, math.ceil(len(handles) / 3) - 3))
     for axes, low, high in parts:
         axes.set_ylim(low, high * (high / low) ** 0.1 if log else high + 0.1 * (high - low))  # for the labels
         axes.set_xscale("log")

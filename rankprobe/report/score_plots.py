@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rankprobe.report import numbers as say
 from rankprobe.report.comparison import MAIN_TARGETS
@@ -133,6 +133,8 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     bottom = parts[-1][0]
     spread = methods["trainable_params"].astype(float)
     bottom.set_xlim(spread.min() / 2.2, spread.max() * 2.2)
+    if spread.max() / spread.min() < 10:  # methods of one budget: there may be no power of ten in sight
+        bottom.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _short_count(v)))
     bottom.xaxis.set_minor_locator(NullLocator())
     bottom.set_xlabel("trainable parameters, head included (log scale)")

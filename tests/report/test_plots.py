@@ -241,6 +241,13 @@ def test_many_methods_are_told_apart(crowd):
     test_no_two_labels_overlap(crowd, "accuracy_by_parameters")
 
 
+def test_methods_of_one_budget_have_an_axis_with_numbers(tmp_path):
+    runs = [make_run(tmp_path, r=8, n=60, targets=targets) for targets in ("q", "k", "v")]
+    axes = accuracy_by_parameters(find(runs, None, published())).figure.axes[-1]
+    low, high = axes.get_xlim()
+    assert sum(low < tick < high for tick in axes.get_xticks()) >= 1
+
+
 def test_a_curve_against_r_has_several(crowd):
     caption = crowd["accuracy_by_r"].caption
     assert "of LoRA on q,v and q against r" in caption, "k was trained with one r alone"

@@ -95,9 +95,9 @@ def _what_r(findings: Findings) -> str:
         sentence = f"On {task} no r that was tried is enough: "
         sentence += f"the best, r = {best['r']}, reaches {_against_full(best, methods)}"
     else:
-        tried = ", ".join(str(r) for r in dict.fromkeys(rows["r"]))
+        tried, within = ", ".join(str(r) for r in dict.fromkeys(rows["r"])), say.margin_in_points(margin)
         sentence = (
-            f"What r {task} needs is not settled: no r of {tried} is shown to stay within {margin:g} points of "
+            f"What r {task} needs is not settled: no r of {tried} is shown to stay within {within} of "
             f"full fine-tuning, and the best, r = {best['r']}, reaches {_against_full(best, methods)}"
         )
     return f"{sentence}{_functional(findings)}."
@@ -109,8 +109,9 @@ def _little_gain(findings: Findings, margin: float) -> str:
     over = "over a trained head on the frozen model"
     if 100 * gain.high <= margin:
         return f"full fine-tuning itself gains only {say.points(*gain[:3])} points {over}"
-    more = f"more than {margin:g} point{'' if margin == 1 else 's'}"
-    return f"it is not shown that full fine-tuning gains {more} {over} (it gains {say.points(*gain[:3])} points)"
+    more = say.margin_in_points(margin)
+    gained = f"it gains {say.points(*gain[:3])} points"
+    return f"it is not shown that full fine-tuning gains more than {more} {over} ({gained})"
 
 
 def _down_to_the_first_that_fails(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -153,11 +154,12 @@ def _as_good(findings: Findings) -> str:
     settled = findings.answers.get(spec["targets"])
     margin = round(100 * settled.asked.margin, 9) if settled else MARGIN_POINTS
     outcome = row["verdict"] if margin == MARGIN_POINTS else _at_margin(findings, row, margin)
+    within = say.margin_in_points(margin)
     if outcome == "supported":
-        return f"{name} is as good as full fine-tuning here, within {margin:g} points: it differs by {gap}."
+        return f"{name} is as good as full fine-tuning here, within {within}: it differs by {gap}."
     if outcome == "contradicted":
         word = "better" if row["measured"] > 0 else "worse"
-        return f"{name} is {word} than full fine-tuning here by more than {margin:g} points: it differs by {gap}."
+        return f"{name} is {word} than full fine-tuning here by more than {within}: it differs by {gap}."
     if row["ci_low"] >= -margin and row["ci_high"] <= margin:
         if not nothing_to_lose(findings.runs, margin / 100):
             return f"{name} differs from full fine-tuning by {gap}, but with fewer than 3 seeds that may be their luck."

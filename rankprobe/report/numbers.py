@@ -105,6 +105,15 @@ def points(value: object, low: object = None, high: object = None) -> str:
     return with_interval(*(None if missing(v) else 100 * v for v in (value, low, high)), sign=True)
 
 
+def margin_in_points(margin: float) -> str:
+    """A margin in points with its unit.
+
+    >>> margin_in_points(2.0), margin_in_points(1.0)
+    ('2 points', '1 point')
+    """
+    return f"{margin:g} point{'' if margin == 1 else 's'}"
+
+
 def gap(metric: str, value: object, low: object = None, high: object = None) -> str:
     """A difference of two scores: in points, or of a perplexity in its own units.
 

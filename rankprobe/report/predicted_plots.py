@@ -123,7 +123,7 @@ def _sentence(row: pd.Series) -> str:
     most = say.number(100 * row["max_abs_error"], 2)
     sentence = f"{who}: off by {error} points on average and {most} at most, over {row['n_rs']} r."
     predicted, measured = (None if say.missing(row[name]) else int(row[name]) for name in ("predicted_r", "measured_r"))
-    reach = f"within {row['margin_points']:g} points of what it is measured against"
+    reach = f"within {say.margin_in_points(row['margin_points'])} of what it is measured against"
     if predicted is None or measured is None:
         return f"{sentence} No r of both curves is {reach}."
     agrees = "as measured" if predicted == measured else f"measured is r = {measured}"

@@ -43,10 +43,9 @@ class Asked:
     @property
     def limit(self) -> str:
         """The margin in words: ``2 points``."""
-        value = f"{100 * self.margin:g}"
         if self.metric in LOWER_IS_BETTER:
-            return f"{value} % in {self.metric}"
-        return f"{value} point{'' if value == '1' else 's'}"
+            return f"{100 * self.margin:g} % in {self.metric}"
+        return say.margin_in_points(round(100 * self.margin, 9))
 
     @property
     def claim(self) -> str:

@@ -35,7 +35,7 @@ def test_what_is_worse_than_its_own_margin_stays_worse_with_nothing_to_lose(tmp_
         for seed in range(3)
     ]
     told = answer(find(runs, None, published(), margin=0.01))[1]
-    assert told.startswith("LoRA with r = 8 on q,v is worse than full fine-tuning here by more than 1 points")
+    assert told.startswith("LoRA with r = 8 on q,v is worse than full fine-tuning here by more than 1 point: ")
     runs = [run for run in runs if run["spec"]["seed"] < 2]
     assert "is not settled" in answer(find(runs, None, published(), margin=0.01))[1]
 

@@ -12,8 +12,9 @@ from rankprobe.experiment.intrinsic import IntrinsicSweep, finished_intrinsic, p
 from rankprobe.experiment.latency import LatencyPlan, execute_latency, latency_done
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
 from rankprobe.experiment.planned_run import PlannedRun
-from rankprobe.experiment.store import finished
+from rankprobe.experiment.store import ERROR_FILE, finished
 from rankprobe.experiment.sweep import Place, PlannedStudy
+from rankprobe.experiment.unmeasured import Unmeasured, bare, unmeasured
 from rankprobe.paper.reproduce import Needs, Scale
 from rankprobe.paper.table1 import plan_table1
 from rankprobe.report.comparison import MAIN_TARGETS
@@ -101,6 +102,7 @@ def _last_of(planned: Sequence[PlannedStudy], plans: Sequence[PairPlan]) -> int:
 def _pairs(
     plans: Sequence[PairPlan], observer: TerminalObserver, stop: Callable[[], bool], executor: Executor
 ) -> Iterator[None]:
+    given_up: list[Unmeasured] = []
     for plan in plans:
         there = finished(plan.folder)
         if not there and (stop() or not all(_ready(run) for run in (plan.x, plan.y))):
@@ -108,11 +110,19 @@ def _pairs(
         if not there:
             observer.begin(f"comparing {plan.name}", 0)
         try:
-            execute_pair(plan, observer=observer)
+            with unmeasured(f"what {plan.name} share", plan.folder / ERROR_FILE):
+                execute_pair(plan, observer=observer)
+        except Unmeasured as error:
+            given_up.append(bare(error))
+            continue
         except RankprobeError as error:
             observer.say(f"{plan.name}: {error}")
             continue
         yield
+    for error in given_up[1:]:
+        observer.say(f"rankprobe: warning: {error}")
+    if given_up:
+        raise given_up[0]
 
 
 def _table1(
@@ -120,7 +130,8 @@ def _table1(
 ) -> Iterator[None]:
     if not latency_done(plan) and not stop():
         observer.begin("Table 1: latency of adapters", 0)
-        execute_latency(plan, observer=observer, stop=stop)
+        with unmeasured("Table 1", plan.folder / ERROR_FILE):
+            execute_latency(plan, observer=observer, stop=stop)
     yield
 
 

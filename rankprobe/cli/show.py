@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankprobe.errors import WorkError, must
+from rankprobe.experiment.store import ERROR_FILE
 
 
 def print_table(table: pd.DataFrame, *, title: str, notes: str | None = None) -> None:
@@ -74,7 +75,7 @@ def problem(record: dict, folder: Path) -> str:
     if record["status"] == "diverged":
         return f"{record['run_id']} diverged: {record['error']}"
     error = " ".join(str(record["error"]).split())[:300]
-    return must(record["run_id"], "end without an error", error, f"See {folder / 'error.txt'}")
+    return must(record["run_id"], "end without an error", error, f"See {folder / ERROR_FILE}")
 
 
 def raise_bad(bad: Iterable[dict], total: int, runs: Path) -> None:

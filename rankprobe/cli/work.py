@@ -21,9 +21,9 @@ from rankprobe.experiment.executors import IN_TURN, Executor
 from rankprobe.experiment.latency import LatencyPlan, execute_latency
 from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
-from rankprobe.experiment.store import LockedError, finished, read_record
+from rankprobe.experiment.store import ERROR_FILE, LockedError, finished, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
-from rankprobe.experiment.unmeasured import Unmeasured, guarded, unless_given_up
+from rankprobe.experiment.unmeasured import Unmeasured, bare, guarded, unless_given_up, unmeasured
 
 # Pictures and pages are for people, who look now and then.
 _PAGES_EVERY_S = 60.0
@@ -55,6 +55,16 @@ class Extra:
     lines: tuple[str, ...] = ()
     weights_of: tuple[str, ...] = ()
     steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its first key in the plan: ``pairs``."""
+        return next(iter(self.entry))
+
+    @property
+    def error_file(self) -> str:
+        """In the run store, for what went wrong that no check foresaw."""
+        return f"{self.name}-{ERROR_FILE}"
 
 
 def run_studies(
@@ -157,6 +167,7 @@ def run_studies(
                 render(out, plan, runs_folder, figures=False)
 
     todo, number = list(studies), 0
+    latency_left = measure_latency and latency is not None
     with hold_output(out, plan), observer.live():
         count()
         say_others()
@@ -166,7 +177,7 @@ def run_studies(
             study, number = todo.pop(0), number + 1
             # After the first round: every table has its first row by then, and a killed job still has latency, which
             # is measured while nothing else runs.
-            for part in _first_round_and_rest(study) if measure_latency and latency is not None else [study]:
+            for part in _first_round_and_rest(study) if latency_left else [study]:
                 said: set[str] = set()
                 work = run_study(
                     part, keep_weights=keep, weights_of=wanted(part), observer=observer, stop=stop, executor=executor,
@@ -185,11 +196,11 @@ def run_studies(
                     if record["status"] != "ok" and not chosen_between:
                         bad[record["run_id"]] = record
                     renew()
-                if measure_latency and not stop():
-                    measure_latency = not _latency(latency, observer, stop, out, given_up)
+                if latency_left and not stop():
+                    latency_left = not _latency(latency, observer, stop, given_up)
             for extra in extras:
                 if extra.after == number:
-                    part = guarded(extra.run(observer, stop, executor), next(iter(extra.entry)), out)
+                    part = guarded(extra.run(observer, stop, executor), extra.name, runs_folder / extra.error_file)
                     for _ in unless_given_up(part, given_up):
                         claim_output(out, plan)  # an extra's entry may have grown
                         renew()
@@ -213,8 +224,8 @@ def run_studies(
                 count()
                 say_others()
                 observer.expect(sum(study.steps_left(wanted(study)) for study in todo))
-        if measure_latency and latency is not None and not stop():
-            list(unless_given_up(guarded(_measured(latency, observer, stop), "latency", out), given_up))
+        if latency_left and not stop():
+            _latency(latency, observer, stop, given_up, last=True)
         observer.begin("tables, pictures and pages", 0)
         found = render(out, plan, runs_folder)
     for line in answer_lines(found):
@@ -256,28 +267,24 @@ def _first_round_and_rest(study: PlannedStudy) -> list[PlannedStudy]:
 
 
 def _latency(
-    plan: LatencyPlan | None,
+    plan: LatencyPlan,
     observer: TerminalObserver,
     stop: Callable[[], bool],
-    out: Path,
     given_up: list[WorkError],
+    *,
+    last: bool = False,
 ) -> bool:
-    """Measure, unless there is nothing to; False where another process is at it."""
-    if plan is None:
-        return True
+    """Measure; False where another process is at it, which is given up at last."""
     observer.begin("latency", 0)
     try:
-        for _ in guarded(_measured(plan, observer, stop), "latency", out):
-            pass
+        with unmeasured("latency", plan.folder / ERROR_FILE):
+            execute_latency(plan, observer=observer, stop=stop)
     except LockedError as error:
-        observer.say(f"latency: {error}")
+        if last:
+            given_up.append(bare(error))
+        else:
+            observer.say(f"latency: {error}")
         return False
     except Unmeasured as error:
-        observer.say(f"rankprobe: warning: {error}")
-        given_up.append(error)
+        given_up.append(bare(error))
     return True
-
-
-def _measured(plan: LatencyPlan, observer: TerminalObserver, stop: Callable[[], bool]) -> Iterator[None]:
-    execute_latency(plan, observer=observer, stop=stop)
-    yield

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -15,12 +18,15 @@ from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import versions
 from rankprobe.experiment.record import clear_unfinished
 from rankprobe.experiment.redo import take_over
-from rankprobe.experiment.store import LockedError, finished, lock, write_atomic
+from rankprobe.experiment.store import ERROR_FILE, LockedError, finished, hidden, lock, read_record, write_atomic
 from rankprobe.experiment.truncation import CURVE_FILE, RANK_FILE, truncation_done
+from rankprobe.experiment.unmeasured import Unmeasured
 from rankprobe.experiment.worker import Order, portable
 from rankprobe.tasks.task import Task
 from rankprobe.weights.source import ModelSource, find_model
 
+# A network file system may show a new file late.
+_SEEN_S = 60.0
 # A run folder's files by their names relative to it.
 Files = dict[str, bytes]
 
@@ -77,7 +83,7 @@ class Answer:
         ``end``; ``locked`` or ``error``, with the error; ``send``: finished runs' folders have to be sent along.
     records : list of dict
     made : dict of str to Files
-        By run_id, what was made where the store is not seen.
+        By run_id, what was made where the store is not seen; with an error, its error.txt.
     error : BaseException or None
     """
 
@@ -112,8 +118,14 @@ def run_errand(errand: Errand, shared: tuple[ModelSource, Task]) -> Answer:
             runs = tuple(replace(run, folder=Path(place) / run.run_id) for run in piece.runs)
             for run in runs:
                 _write_files(run.folder, errand.sent.get(run.run_id, {}))
-            for record in perform(replace(piece, runs=runs), Silent()):
-                records.append(record)
+            try:
+                for record in perform(replace(piece, runs=runs), Silent()):
+                    records.append(record)
+            except Unmeasured as error:
+                # Its error.txt goes to the driver's store, which is where the user is sent.
+                there = Unmeasured(str(error).replace(place, str(errand.order.folders[0].parent)))
+                made = {run.run_id: read_files(run.folder, (ERROR_FILE,)) for run in runs}
+                return Answer("error", records, made, portable(there))
             names = (CURVE_FILE, RANK_FILE) if piece.truncation else None
             return Answer("end", records, {run.run_id: read_files(run.folder, names) for run in runs})
     except LockedError as error:
@@ -160,6 +172,14 @@ def install(piece: Piece, made: dict[str, Files]) -> None:
                 _install_run(run, files)
 
 
+def install_error(piece: Piece, made: dict[str, Files]) -> None:
+    """Put the error.txt of a measurement that came to nothing elsewhere into the run store, unless it is held."""
+    for run in piece.runs:
+        for name, content in made.get(run.run_id, {}).items():
+            with contextlib.suppress(LockedError), lock(run.folder):
+                write_atomic(run.folder / name, content.decode())
+
+
 def _install_run(run: PlannedRun, files: Files) -> None:
     if not finished(run.folder):
         clear_unfinished(run.folder)
@@ -168,10 +188,44 @@ def _install_run(run: PlannedRun, files: Files) -> None:
         take_over(Path(place), run.folder)
 
 
+def wait_until_seen(piece: Piece, records: Sequence[dict]) -> None:
+    """Wait for what another machine wrote into the store.
+
+    Parameters
+    ----------
+    piece : Piece
+    records : sequence of dict
+        What it sent. Of a run that failed there is a record of that, or still its own where it was done again in vain.
+
+    Raises
+    ------
+    WorkError
+        If it does not come.
+    """
+    end = time.monotonic() + _SEEN_S
+    failed = {record["run_id"] for record in records if record["status"] == "failed"}
+
+    def seen(run: PlannedRun) -> bool:
+        if piece.truncation:
+            return truncation_done(run)
+        found = read_record(run.folder) if run.run_id in failed else piece.record(run)
+        return found is not None
+
+    while not all(seen(run) for run in piece.runs):
+        if time.monotonic() > end:
+            got = f"nothing of {piece.label} after {_SEEN_S:g} s"
+            next_step = "Pass --runs with a folder that is the same on all nodes, or on this machine alone"
+            raise WorkError(must("the run store", "show what a node wrote into it", got, next_step))
+        time.sleep(0.2)
+        for run in piece.runs:
+            with contextlib.suppress(OSError):
+                os.listdir(run.folder)  # asks the server anew
+
+
 def read_files(folder: Path, names: tuple[str, ...] | None = None) -> Files:
     """A run folder's files, or some of them; hidden ones are left out."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
-    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name.as_posix(): path for name, path in paths.items() if not hidden(name)}
     return {name: path.read_bytes() for name, path in files.items() if names is None or name in names}
 
 

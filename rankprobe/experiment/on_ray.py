@@ -8,19 +8,26 @@ import math
 import os
 import secrets
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from rankprobe.errors import UsageError, WorkError, must
-from rankprobe.experiment.errand import Answer, Errand, Files, install, read_files, run_errand
+from rankprobe.experiment.errand import (
+    Answer,
+    Errand,
+    Files,
+    install,
+    install_error,
+    read_files,
+    run_errand,
+    wait_until_seen,
+)
 from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pieces import Agenda, Piece
 from rankprobe.experiment.planned_run import PlannedRun
-from rankprobe.experiment.store import LockedError, finished, read_record
-from rankprobe.experiment.truncation import truncation_done
+from rankprobe.experiment.store import LockedError
 from rankprobe.experiment.unmeasured import Unmeasured
 
 # More than a process on this machine gets: a node that goes, as cheap ones do, is not its run's fault.
@@ -28,8 +35,6 @@ _LOSSES = 4
 # Sent beyond what fits now, so that a cluster that grows with its queue has a reason to.
 _AHEAD = 2
 _LOOK_AGAIN_S = 1.0
-# A network file system may show a new file late.
-_SEEN_S = 60.0
 _HOW = {"NodeDiedError": "its node was lost", "OutOfMemoryError": "its node ran out of memory"}
 
 
@@ -130,6 +135,8 @@ class OnRay:
             If no node is large enough for a run.
         UsageError, WorkError, OSError, MemoryError
             What a task raised; the others are cancelled then.
+        Unmeasured
+            At the end, if a functional rank could not be measured, or lost its worker too often.
         """
         if not pieces:
             return
@@ -235,6 +242,7 @@ class OnRay:
             return agenda.lost(piece, answer, losses=_LOSSES)
         if answer.what == "error" and isinstance(answer.error, Unmeasured):
             lane.begin("", 0)
+            install_error(piece, answer.made)
             agenda.unmeasured(piece, answer.error)
             return []
         if answer.what == "error":
@@ -244,7 +252,7 @@ class OnRay:
                 if answer.made:
                     install(piece, answer.made)
                 else:
-                    _wait_until_seen(piece)
+                    wait_until_seen(piece, answer.records)
             except LockedError as error:
                 answer = Answer("locked", error=error)
         if answer.what == "locked":
@@ -273,30 +281,3 @@ def _probe(piece: Piece) -> Iterator[tuple[str, str]]:
         yield name, token
     finally:
         (store / name).unlink(missing_ok=True)
-
-
-def _wait_until_seen(piece: Piece) -> None:
-    """Wait for what another machine wrote into the store.
-
-    Raises
-    ------
-    WorkError
-        If it does not come.
-    """
-    end = time.monotonic() + _SEEN_S
-
-    def seen(run: PlannedRun) -> bool:
-        if piece.truncation:
-            return truncation_done(run)
-        record = read_record(run.folder)
-        return record is not None and (record["status"] == "failed" or finished(run.folder) is not None)
-
-    while not all(seen(run) for run in piece.runs):
-        if time.monotonic() > end:
-            got = f"nothing of {piece.label} after {_SEEN_S:g} s"
-            next_step = "Pass --runs with a folder that is the same on all nodes, or on this machine alone"
-            raise WorkError(must("the run store", "show what a node wrote into it", got, next_step))
-        time.sleep(0.2)
-        for run in piece.runs:
-            with contextlib.suppress(OSError):
-                os.listdir(run.folder)  # asks the server anew

@@ -13,8 +13,9 @@ from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.pack import execute_pack
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.record import record_failure
+from rankprobe.experiment.redo import drop_leftovers
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.store import LockedError, finished, lock
+from rankprobe.experiment.store import ERROR_FILE, LockedError, finished, lock
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
 from rankprobe.experiment.unmeasured import Unmeasured, unmeasured
 
@@ -99,7 +100,7 @@ def perform(piece: Piece, observer: Observer) -> Iterator[dict]:
             pass
         if piece.truncation:
             observer.begin(f"functional rank, {run.spec.label}", 0)
-            with unmeasured(piece.label, run.folder):
+            with unmeasured(piece.label, run.folder / ERROR_FILE):
                 measure_truncation(run, observer)
             yield finished(run.folder, need_weights=True)
         else:
@@ -165,6 +166,7 @@ class Agenda:
                 over = [run for run in piece.runs if run not in kept]
                 self._training.subtract(run.run_id for run in over)
                 for run in over:
+                    drop_leftovers(run.folder)
                     if run.run_id in self._not_before and run not in unfinished:
                         self._observer.begin(run.spec.label, run.steps)  # the other process did these steps
             if begins:
@@ -222,7 +224,8 @@ class Agenda:
             return []
         got, next_step = f"{how}, {losses} times", "Lower the batch size, or do fewer runs at once"
         error = must("what does a run", "live until its end", got, next_step)
-        return self.news(piece, [*piece.records(), *(record_failure(run, error) for run in unfinished)])
+        failures = [record_failure(run, error, need_weights=run.run_id in piece.need_weights) for run in unfinished]
+        return self.news(piece, [*piece.records(), *failures])
 
     def unmeasured(self, piece: Piece, error: Unmeasured) -> None:
         """A functional rank could not be measured; the others go on."""

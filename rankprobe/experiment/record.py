@@ -16,7 +16,7 @@ from pathlib import Path
 from rankprobe.errors import RankprobeError
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import device_record, git_state, versions
-from rankprobe.experiment.store import RUN_FILE, LockedError, finished, lock, write_atomic
+from rankprobe.experiment.store import ERROR_FILE, RUN_FILE, LockedError, finished, lock, write_atomic
 
 # An absolute path in a message; what stays is its last part.
 _PATH = re.compile(r"(?:/[^\s/:'\"]+)+/([^\s/:'\"]+)")
@@ -73,24 +73,41 @@ def attempt(run: PlannedRun, record: dict, rest: Callable[[], dict]) -> dict:
         raise
     except Exception as error:
         # The traceback is for this machine's user; the record, which may be published, gets the one line.
-        (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        (run.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         record |= _failed(f"{type(error).__name__}: {error}")
     _write_record(run, record)
     return record
 
 
-def record_failure(run: PlannedRun, error: str) -> dict:
+def record_failure(run: PlannedRun, error: str, *, need_weights: bool = False) -> dict:
     """Record that a run came to nothing, where what did it left no record; the next :func:`execute` redoes it.
 
-    Nothing is written where another process has the run's folder by now: that one will record what becomes of the run.
+    A finished run that was being done again for its weights keeps its own record, with error.txt beside it. Nothing is
+    written where another process has the run's folder by now: that one will record what becomes of the run.
+
+    Parameters
+    ----------
+    run : PlannedRun
+    error : str
+        One line.
+    need_weights : bool
+        It was to be done again if it is finished without what it trained.
+
+    Returns
+    -------
+    dict
+        The record of the failure; or the run's own, where it is finished by now with what was needed.
     """
     record = header(run) | _failed(error)
     with contextlib.suppress(LockedError), lock(run.folder):
-        if done := finished(run.folder):
+        if done := finished(run.folder, need_weights=need_weights):
             return done
-        clear_unfinished(run.folder)
-        (run.folder / "error.txt").write_text(error + "\n", encoding="utf-8")
-        _write_record(run, record)
+        redo = finished(run.folder) is not None
+        if not redo:
+            clear_unfinished(run.folder)
+        (run.folder / ERROR_FILE).write_text(error + "\n", encoding="utf-8")
+        if not redo:
+            _write_record(run, record)
     return record
 
 

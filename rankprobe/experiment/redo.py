@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.record import clear_unfinished
-from rankprobe.experiment.store import RUN_FILE, finished
+from rankprobe.experiment.store import ERROR_FILE, RUN_FILE, LockedError, finished, lock
 
 _AGAIN = ".again"
-_ERROR_FILE, _PREDICTIONS_FILE = "error.txt", "predictions.csv"
+_PREDICTIONS_FILE = "predictions.csv"
 
 
 @contextlib.contextmanager
@@ -59,14 +59,24 @@ def take_over(place: Path, folder: Path) -> None:
     names = sorted(os.listdir(place), key=lambda name: name == RUN_FILE)
     if there is not None:
         if made is None or made["status"] != "ok":
-            names = [_ERROR_FILE] if _ERROR_FILE in names else []
+            names = [ERROR_FILE] if ERROR_FILE in names else []
         elif _content(place / _PREDICTIONS_FILE) != _content(folder / _PREDICTIONS_FILE):
             _drop_others(folder, {*names, place.relative_to(folder).parts[0]})
+        else:
+            (folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before this one
     # Each is moved at once; an interrupt leaves a folder that is finished, or unfinished work as ever.
     for name in names:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         os.replace(place / name, folder / name)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove what a redo that was killed left in a finished run's folder, unless someone is at it."""
+    hidden = folder / _AGAIN
+    if hidden.is_dir():
+        with contextlib.suppress(LockedError, OSError), lock(folder):
+            shutil.rmtree(hidden)
 
 
 def _content(path: Path) -> bytes | None:

@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TextIO
 
 import pandas as pd
@@ -19,6 +19,8 @@ from rankprobe.errors import UsageError, WorkError, must
 from rankprobe.experiment.spec import SIZES, RunSpec
 
 RUN_FILE = "run.json"
+# Where what went wrong is told in full, beside a record that has one line of it.
+ERROR_FILE = "error.txt"
 # Part of every run_id. Raised whenever the same spec would train differently than before.
 SEMANTICS = 2
 # Models for which nothing has changed since 1. For the others 2 is: no dropout is left in attributes and configs, "all"
@@ -157,12 +159,17 @@ def finished(folder: Path, *, need_weights: bool = False) -> dict | None:
     return record
 
 
+def hidden(path: PurePath) -> bool:
+    """Whether a relative path is, or lies in, something hidden: a lock, or work that was cut short."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def files_of(folder: Path) -> dict[str, int]:
     """Relative names and sizes in bytes of a run's files, run.json and hidden ones left out."""
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != RUN_FILE and not path.name.startswith(".")
+        if path.is_file() and path.name != RUN_FILE and not hidden(path.relative_to(folder))
     }
 
 

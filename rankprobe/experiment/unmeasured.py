@@ -12,7 +12,7 @@ from rankprobe.errors import RankprobeError, WorkError, must
 from rankprobe.experiment.store import LockedError
 from rankprobe.weights.model_files import one_line
 
-ERROR_FILE = "error.txt"
+E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
 
 
@@ -21,15 +21,15 @@ class Unmeasured(WorkError):
 
 
 @contextlib.contextmanager
-def unmeasured(what: str, folder: Path) -> Iterator[None]:
-    """Turn what no check foresaw, want of memory too, into :class:`Unmeasured`; the traceback goes to error.txt.
+def unmeasured(what: str, error_file: Path) -> Iterator[None]:
+    """Turn what no check foresaw, want of memory too, into :class:`Unmeasured`.
 
     Parameters
     ----------
     what : str
         Is measured: ``functional rank of RUN``.
-    folder : Path
-        For error.txt.
+    error_file : Path
+        Gets the traceback. A measurement that succeeds takes away what an earlier one left there.
 
     Raises
     ------
@@ -40,14 +40,16 @@ def unmeasured(what: str, folder: Path) -> Iterator[None]:
     except (RankprobeError, OSError):
         raise
     except Exception as error:
-        (folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
-        next_step = f"See {folder / ERROR_FILE}; the same command tries again"
+        error_file.parent.mkdir(parents=True, exist_ok=True)
+        error_file.write_text(traceback.format_exc(), encoding="utf-8")
+        next_step = f"See {error_file}; the same command tries again"
         raise Unmeasured(must(what, "be measured", one_line(error), next_step)) from error
+    error_file.unlink(missing_ok=True)
 
 
-def guarded(work: Iterator[T], what: str, folder: Path) -> Iterator[T]:
+def guarded(work: Iterator[T], what: str, error_file: Path) -> Iterator[T]:
     """What some work yields, under :func:`unmeasured`."""
-    with unmeasured(what, folder):
+    with unmeasured(what, error_file):
         yield from work
 
 
@@ -63,4 +65,10 @@ def unless_given_up(work: Iterator[T], given_up: list[WorkError]) -> Iterator[T]
     try:
         yield from work
     except (Unmeasured, LockedError) as error:
-        given_up.append(error)
+        given_up.append(bare(error))
+
+
+def bare(error: E) -> E:
+    """The error without the frames that it came through: these hold models, and a GPU's memory, while it is kept."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

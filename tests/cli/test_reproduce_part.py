@@ -1,12 +1,16 @@
 """reproduce-paper on the real model as far as one figure needs it, and when its time is up before it began."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from rankprobe.cli import reproduce_extras
+from rankprobe.experiment.executors import IN_TURN
+from rankprobe.experiment.observer import Silent
 from rankprobe.experiment.sweep import Place, plan_study
+from rankprobe.experiment.unmeasured import Unmeasured
 from rankprobe.paper.reproduce import load_scale, needs_of
 from tests.cli.lab import rankprobe
 
@@ -39,8 +43,8 @@ def test_a_claim_that_leaves_a_study_without_runs_is_no_mistake(tmp_path, monkey
     assert result.exit_code == 0, result.output
 
 
-def test_a_measurement_that_fails_is_said_and_stops_nothing(tmp_path, monkeypatch):
-    """Table 1 on a GPU too small for GPT-2 medium: the studies that come after it are done all the same."""
+def test_a_table_1_that_fails_is_said_and_the_folder_is_there(tmp_path, monkeypatch):
+    """On a GPU too small for GPT-2 medium, say."""
     monkeypatch.chdir(tmp_path)
 
     def execute(*args, **settings):
@@ -49,9 +53,26 @@ def test_a_measurement_that_fails_is_said_and_stops_nothing(tmp_path, monkeypatc
     monkeypatch.setattr(reproduce_extras, "execute_latency", execute)
     result = rankprobe(*SMOKE, "--only", "table1")
     assert result.exit_code == 1, result.output
-    out = tmp_path / "results" / "reproduce-paper-smoke"
-    assert "table1 must be measured. Got RuntimeError: CUDA out of memory" in result.output
-    assert (out / "report.html").is_file() and "Traceback" in (out / "error.txt").read_text()
+    assert "Table 1 must be measured. Got RuntimeError: CUDA out of memory" in result.output
+    assert (tmp_path / "results" / "reproduce-paper-smoke" / "report.html").is_file()
+    [file] = tmp_path.rglob("*error.txt")
+    assert file.parent.parent.name == "runs" and "Traceback" in file.read_text()
+
+
+def test_a_pair_that_cannot_be_compared_does_not_stop_the_next(tmp_path, monkeypatch):
+    plans = [SimpleNamespace(name=name, folder=tmp_path / name, x=name, y=name) for name in ("r8-r64", "seeds")]
+    compared = []
+
+    def execute(plan, *, observer):
+        compared.append(plan.name)
+        if plan is plans[0]:
+            raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(reproduce_extras, "execute_pair", execute)
+    monkeypatch.setattr(reproduce_extras, "_ready", lambda run: True)
+    with pytest.raises(Unmeasured, match="r8-r64 share must be measured. Got RuntimeError: CUDA out of memory"):
+        list(reproduce_extras._pairs(plans, Silent(), lambda: False, IN_TURN))
+    assert compared == ["r8-r64", "seeds"] and "CUDA" in (tmp_path / "r8-r64" / "error.txt").read_text()
 
 
 def test_only_one_claim_leaves_the_others_measurements_in_the_plan(monkeypatch):

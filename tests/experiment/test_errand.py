@@ -7,12 +7,23 @@ from pathlib import Path
 import pytest
 
 from rankprobe.errors import UsageError, WorkError
+from rankprobe.experiment import errand as errands
 from rankprobe.experiment.configuration import Configuration
-from rankprobe.experiment.errand import Errand, install, on_this_machine, read_files, run_errand
+from rankprobe.experiment.errand import (
+    Errand,
+    install,
+    install_error,
+    on_this_machine,
+    read_files,
+    run_errand,
+    wait_until_seen,
+)  # fmt: skip
 from rankprobe.experiment.pieces import Piece
+from rankprobe.experiment.runs import execute
 from rankprobe.experiment.store import LockedError, finished, lock
 from rankprobe.experiment.truncation import truncation_done
-from tests.experiment.test_jobs import FULL, HEAD, base, planned, task  # noqa: F401 (fixtures)
+from rankprobe.experiment.unmeasured import Unmeasured
+from tests.experiment.test_jobs import FULL, HEAD, base, planned, task, unmeasurable  # noqa: F401 (fixtures)
 
 
 def errand(piece, *, seen, sent=None):
@@ -112,6 +123,35 @@ def test_what_goes_wrong_is_an_answer(tmp_path, base, task):  # noqa: F811
     assert "rankprobe must be the same on every node. Got" in str(answer.error)
     wrong = replace(run, spec=replace(run.spec, method="lora", r=999, alpha=1.0, targets="q"))
     assert isinstance(run_errand(errand(Piece((wrong,)), seen=True), shared(run)).error, UsageError)
+
+
+def test_why_a_functional_rank_could_not_be_measured_lies_in_the_store_either_way(tmp_path, full):
+    [_] = run_errand(errand(Piece((full,)), seen=True), shared(full)).records
+    piece, file = unmeasurable(full), full.folder / "error.txt"
+    (full.folder / ".again").mkdir()
+    (full.folder / ".again" / "half").write_text("of a redo that was killed: stays here")
+    sent = {full.run_id: read_files(full.folder)}
+    assert "run.json" in sent[full.run_id] and not any("half" in name for name in sent[full.run_id])
+    for seen in (True, False):
+        answer = run_errand(errand(piece, seen=seen, sent=sent), shared(full))
+        assert answer.what == "error" and isinstance(answer.error, Unmeasured)
+        assert f"See {file}; the same command tries again" in str(answer.error)
+        install_error(piece, answer.made)
+        assert "set_num_threads" in file.read_text()
+        file.unlink()
+
+
+def test_a_redo_is_waited_for_until_its_weights_are_seen(tmp_path, base, task, monkeypatch):  # noqa: F811
+    run = planned(tmp_path / "runs", base, task, HEAD).runs[0]
+    monkeypatch.setattr(errands, "_SEEN_S", 0.3)
+    old = execute(run, keep_weights=False)
+    piece = Piece((run,), need_weights=frozenset({run.run_id}))
+    with pytest.raises(WorkError, match="the run store must show what a node wrote into it"):
+        wait_until_seen(piece, [old | {"weights_kept": True}])
+    wait_until_seen(piece, [old | {"status": "failed"}])  # what there was stays: there is nothing to wait for
+    new = execute(run, need_weights=True)
+    wait_until_seen(piece, [new])
+    wait_until_seen(Piece((run,)), [new])
 
 
 def test_the_model_has_to_be_on_the_other_machine(tmp_path, base):  # noqa: F811

@@ -12,10 +12,13 @@ from rankprobe.errors import UsageError
 from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.jobs import Jobs
 from rankprobe.experiment.observer import Silent
+from rankprobe.experiment.pieces import Piece
 from rankprobe.experiment.planned_run import plan_run
 from rankprobe.experiment.store import finished, lock
 from rankprobe.experiment.study import Study
 from rankprobe.experiment.sweep import PlannedStudy, run_study
+from rankprobe.experiment.truncation import truncation_done
+from rankprobe.experiment.unmeasured import Unmeasured
 from rankprobe.tasks.load import make_task
 from rankprobe.tasks.task import Example
 from rankprobe.weights.source import find_model
@@ -133,6 +136,25 @@ def test_a_run_that_loses_two_workers_is_recorded_as_failed_and_redone_later(tmp
     assert (study.runs[0].folder / "error.txt").read_text().strip() == failed["error"]
     assert finished(study.runs[0].folder) is None
     assert [record["status"] for record in run_study(study, executor=jobs)] == ["ok", "ok"]
+
+
+def unmeasurable(run):
+    """A functional rank that fails where no check foresees it: torch refuses to have no thread."""
+    return Piece((replace(run, spec=replace(run.spec, threads=0)),), truncation=True)
+
+
+def test_a_functional_rank_that_cannot_be_measured_stops_no_training(tmp_path, base, task, jobs):
+    study = planned(tmp_path, base, task, LORA)
+    first, other = study.runs
+    [_] = run_study(replace(study, runs=(first,)))
+    heard = []
+    with pytest.raises(Unmeasured, match=f"functional rank of {first.run_id} must be measured. Got Runtime"):
+        for record in jobs([unmeasurable(first), Piece((other,))], Silent(), lambda: False):
+            heard.append(record["run_id"])
+    assert heard == [other.run_id]
+    assert "set_num_threads" in (first.folder / "error.txt").read_text()
+    [*_] = jobs([Piece((first,), truncation=True)], Silent(), lambda: False)
+    assert truncation_done(first) and not (first.folder / "error.txt").exists()
 
 
 def test_what_another_process_holds_comes_last(tmp_path, base, task, jobs):

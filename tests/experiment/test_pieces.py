@@ -54,7 +54,10 @@ def doing(monkeypatch):
 
     monkeypatch.setattr(pieces, "execute", execute)
     monkeypatch.setattr(pieces, "measure_truncation", measure)
-    monkeypatch.setattr(pieces, "record_failure", lambda run, error: {"run_id": run.run_id, "error": error})
+    def record_failure(run, error, *, need_weights):
+        return {"run_id": run.run_id, "error": error}
+
+    monkeypatch.setattr(pieces, "record_failure", record_failure)
     monkeypatch.setattr(pieces, "_LATER_S", 0.05)
     monkeypatch.setattr(pieces, "_PAUSE_S", 0.01)
     return done
@@ -204,6 +207,17 @@ def test_a_functional_rank_that_cannot_be_measured_does_not_stop_the_others(tmp_
     assert [line.split(". See")[0] for line in listener.lines] == [
         "rankprobe: warning: functional rank of b must be measured. Got RuntimeError: CUDA out of memory at b"
     ]
+
+
+def test_what_a_killed_redo_left_is_removed_where_its_weights_are_no_longer_needed(tmp_path, doing):
+    a = run(tmp_path, "a")
+    record = finish(a)
+    (a.folder / ".again" / "a").mkdir(parents=True)
+    with lock(a.folder):
+        assert list(InTurn()([Piece((a,))], Listener(), never)) == [record]
+        assert (a.folder / ".again").is_dir(), "someone may be at it"
+    assert list(InTurn()([Piece((a,))], Listener(), never)) == [record]
+    assert not (a.folder / ".again").exists() and finished(a.folder) == record
 
 
 def test_only_those_of_a_pack_whose_weights_are_needed_are_left(tmp_path, doing):

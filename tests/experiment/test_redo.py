@@ -1,14 +1,17 @@
 """A finished run that is done again for its weights: nothing of it is lost before the new one is whole."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rankprobe.experiment import runs as runs_module
 from rankprobe.experiment.configuration import Configuration
+from rankprobe.experiment.observer import Silent
 from rankprobe.experiment.pack import execute_pack
+from rankprobe.experiment.pieces import Agenda, Piece
 from rankprobe.experiment.runs import execute
-from rankprobe.experiment.store import finished
+from rankprobe.experiment.store import finished, lock
 from rankprobe.experiment.truncation import measure_truncation
 from rankprobe.tasks.load import make_task
 from tests.experiment.test_runs import examples, planned
@@ -42,16 +45,37 @@ def test_what_there_is_stays_when_the_redo_comes_to_nothing(tmp_path, task, monk
         if isinstance(error, RuntimeError):
             assert execute(run, need_weights=True)["status"] == "failed"
             assert "a bug" in (run.folder / "error.txt").read_text()
-            (run.folder / "error.txt").unlink()
+            del (left := content(run.folder))[Path("error.txt")]
         else:
             with pytest.raises(type(error)):
                 execute(run, need_weights=True)
-    assert content(run.folder) == before and finished(run.folder) == record
+            left = content(run.folder)
+    assert left == before and finished(run.folder) == record
     again = execute(run, need_weights=True)
     assert again["weights_kept"] and again["run_id"] == run.run_id and finished(run.folder, need_weights=True) == again
     assert {path.name for path in run.folder.iterdir() if path.name != ".lock"} == {
         "run.json", "predictions.csv", "history.csv", "ranks.csv", "spectra.csv", "adapter",
     }  # fmt: skip
+
+
+def test_a_redo_that_loses_its_workers_failed_and_what_there_is_stays(tmp_path, task):
+    run = planned(tmp_path, task, LORA).runs[0]
+    record = execute(run, keep_weights=False)
+    before = content(run.folder)
+    agenda = Agenda([Piece((run,), need_weights=frozenset({run.run_id}))], Silent(), lambda: False)
+    for lost in (1, 2):
+        piece, records = agenda.next()
+        assert records == []
+        with lock(run.folder):  # as its worker was when it was killed
+            (run.folder / ".again" / run.run_id).mkdir(parents=True, exist_ok=True)
+        failures = agenda.lost(piece, "its process was ended by SIGKILL")
+        assert len(failures) == lost - 1
+    assert failures[0]["status"] == "failed" and "SIGKILL, 2 times" in failures[0]["error"] and not agenda
+    left = content(run.folder)
+    assert left.pop(Path("error.txt")).decode().strip() == failures[0]["error"]
+    assert left == before and finished(run.folder) == record
+    assert execute(run, need_weights=True)["weights_kept"]
+    assert not (run.folder / "error.txt").exists() and not (run.folder / ".again").exists()
 
 
 def test_a_functional_rank_stays_where_the_redo_predicts_the_same(tmp_path, task):

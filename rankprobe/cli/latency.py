@@ -18,12 +18,17 @@ _MOST_TOKENS = 10_000_000
 @click.command(
     epilog="\b\nExamples:\n  rankprobe latency --shapes 1x32,8x64 --budget 20\n"
     "  rankprobe latency --model roberta-base-folder --r 64 --targets qkvo --format csv\n"
+    "  rankprobe latency --r 8 --bottlenecks 14 6 --prefix-length 32\n"
     "  rankprobe latency --table1\n"
     "  rankprobe latency --table1 --full --shapes 1x128 --out results/table1"
 )
 @o.model_option
 @click.option("--r", type=int, default=8, show_default=True)
 @click.option("--targets", default="q,v", show_default=True, help="As for finetune.")
+@click.option(
+    "--bottlenecks", type=int, nargs=2, default=None, metavar="L H", help="Time Adapter-L and Adapter-H of these too."
+)
+@click.option("--prefix-length", type=int, default=None, help="With --bottlenecks: time PreLayer and PreEmbed too.")
 @click.option(
     "--shapes",
     default=None,
@@ -54,6 +59,8 @@ def latency(
     model: str,
     r: int,
     targets: str,
+    bottlenecks: tuple[int, int] | None,
+    prefix_length: int | None,
     shapes: str | None,
     budget: float | None,
     table1: bool,
@@ -70,8 +77,8 @@ def latency(
     """
     wanted = None if shapes is None else _shapes(shapes)
     if table1:
-        if extra := o.given("model", "r", "targets"):
-            rule = "be given without options that choose the model and LoRA"
+        if extra := o.given("model", "r", "targets", "bottlenecks", "prefix_length"):
+            rule = "be given without options that choose the model and the methods"
             raise UsageError(must("--table1", rule, " and ".join(extra), "Leave them out: they are the paper's"))
         _table_1(wanted, budget or _TABLE1_BUDGET_S, full, out, form, options)
         return
@@ -82,6 +89,7 @@ def latency(
     from rankprobe.weights.source import find_model
 
     place = o.place(options)
+    wanted = wanted or ((1, 32), (8, 64), (32, 64))
     plan = plan_latency(
         find_model(model),
         place.runs,
@@ -89,15 +97,18 @@ def latency(
         targets=targets,
         budget_s=budget or _BUDGET_S,
         dtype=place.dtype,
-        shapes=wanted or ((1, 32), (8, 64), (32, 64)),
+        shapes=wanted,
         device=place.device,
         threads=place.threads,
+        bottlenecks=bottlenecks and (bottlenecks,) * len(wanted),
+        prefix_length=prefix_length,
     )
     table = _measured(plan)
     if form == "csv":
         click.echo(table.to_csv(index=False), nl=False)
         return
     columns = ["variant", "batch", "length", "n", "latency_ms", "ratio", "ratio_ci_low", "ratio_ci_high"]
+    columns += ["method_params"] if bottlenecks else []
     print_table(
         table[columns].round(4),
         title=f"{plan.source.name}, r={r}, {plan.spec.dtype} on {plan.spec.device}",

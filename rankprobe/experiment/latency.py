@@ -125,7 +125,7 @@ def plan_latency(
     Raises
     ------
     UsageError
-        If there are not as many bottlenecks as shapes, or a prefix without them.
+        If there are not as many bottlenecks as shapes, or a prefix without them or of no token.
     """
     shapes = tuple((int(batch), int(length)) for batch, length in shapes)
     if bottlenecks is not None:
@@ -135,6 +135,8 @@ def plan_latency(
             raise UsageError(must("bottlenecks", "be a pair for each shape", got, "Pass as many"))
     if prefix_length is not None and bottlenecks is None:
         raise UsageError(must("prefix_length", "come with bottlenecks", prefix_length, "Pass both, or neither"))
+    if prefix_length is not None and prefix_length < 1:
+        raise UsageError(must("prefix_length", "be at least 1", prefix_length, "Pass 16, say"))
     kinds = canonical_targets(targets)
     spec = LatencySpec(r, kinds, shapes, budget_s, dtype, device, threads, bottlenecks, prefix_length)
     content = {**spec.content(), "model_sha256": source.sha256, "semantics": 1}

@@ -14,7 +14,7 @@ import transformers
 from rankprobe.experiment import latency as measurement
 from rankprobe.experiment.latency_variants import Architecture
 from rankprobe.paper import table1 as paper
-from tests.cli.lab import rankprobe, refused
+from tests.cli.lab import furnish, rankprobe, refused
 
 COMPUTE = ("--threads", "1", "--device", "cpu")
 # Of a model of width 8: the paper's bottlenecks divided by 64, at least 1.
@@ -75,6 +75,39 @@ def test_dtype_says_what_weights_are_held_in(tiny):
     words = ("latency", "--table1", "--shapes", "1x128", *COMPUTE, "--budget", "1", "--format", "csv")
     table = pd.read_csv(io.StringIO(rankprobe(*words, "--dtype", "bfloat16").stdout))
     assert set(table["dtype"]) == {"bfloat16"}
+
+
+def test_other_methods_are_timed_on_ones_own_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    words = ("latency", "--model", "base", "--shapes", "1x16", *COMPUTE, "--budget", "1", "--targets", "q")
+    methods = ("--bottlenecks", 3, 2, "--prefix-length", 4)
+    table = pd.read_csv(io.StringIO(rankprobe(*words, *methods, "--format", "csv").stdout)).set_index("variant")
+    assert list(table.index[-4:]) == ["adapter_l", "adapter_h", "prefix", "prompt"]
+    assert list(table.loc[["adapter_l", "adapter_h"], "bottleneck"]) == [3, 2]
+    blocks, width = 2, 32
+    assert table.loc["prompt", "method_params"] == 4 * width
+    assert table.loc["prefix", "method_params"] == blocks * 4 * width
+    shown = rankprobe(*words, *methods)
+    assert shown.exit_code == 0 and f"{blocks * 4 * width}" in shown.stdout and "prompt" in shown.stdout
+    assert "prompt" not in rankprobe(*words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--prefix-length", "4"), "prefix_length must come with bottlenecks. Got 4. Pass both, or neither"),
+        (("--bottlenecks", "3", "2", "--prefix-length", "0"), "prefix_length must be at least 1. Got 0"),
+        (("--bottlenecks", "0", "2"), "bottleneck must be at least 1. Got 0"),
+        (("--bottlenecks", "3", "2", "--prefix-length", "129"), r"prefix_length must be at most \d+, what texts of"),
+        (("--table1", "--bottlenecks", "3", "2"), "--table1 must be given without options that choose the model"),
+    ],
+)
+def test_methods_that_cannot_be_timed_are_refused(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path)
+    model = () if "--table1" in words else ("--model", "base", "--shapes", "1x16", "--targets", "q")
+    refused(rankprobe("latency", *model, *COMPUTE, "--budget", "1", *words), 2, message)
 
 
 def test_an_interrupted_table_goes_on(tiny, monkeypatch):

@@ -7,19 +7,14 @@ A *configuration* is what is compared: method, r, alpha, targets, learning rate;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from itertools import chain
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from rankprobe.errors import UsageError, must
 from rankprobe.experiment.spec import METHODS
 from rankprobe.report.numbers import size_of, targets_name
+from rankprobe.report.predictions import predictions
 from rankprobe.report.score_intervals import RANGES, paired_difference, score_interval, seeds_tell
 from rankprobe.report.stats import Estimate, bootstrap_mean, t_interval
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
@@ -29,7 +24,6 @@ from rankprobe.tasks.metrics import LOWER_IS_BETTER
 EQUAL_FIELDS = ("split", "max_length", "dtype", "device", "threads")
 # These name what the sha256s identify: a copy of the model under another name is the same model.
 _NAMES = ("model", "task", "train_size", "eval_size")
-_READERS = 4
 # In the order of tables: LoRA beside full fine-tuning, then what it is measured against, the trained head last.
 _ORDER = {"full": 0, "lora": 1, "head": 99} | {name: 10 + i for i, name in enumerate(METHODS) if name not in
                                                ("full", "lora", "head")}  # fmt: skip
@@ -237,58 +231,3 @@ def mean_score(ok: list[dict]) -> Estimate:
         n = ok[0]["task"]["n_eval"]
         return bootstrap_mean(np.arange(n) < round(values[0] * n), bounds=(0.0, 1.0))
     return Estimate(float(np.mean(values)), np.nan, np.nan, "no interval: predictions.csv is not here", len(values))
-
-
-class Predictions(NamedTuple):
-    """A run's predictions.csv as arrays of shape (n,).
-
-    Attributes
-    ----------
-    row : ndarray of object
-        Names of the evaluation rows. Runs on the same rows share one array.
-    label, prediction, score : ndarray
-    """
-
-    row: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
-    score: np.ndarray
-
-    @property
-    def scored(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What scores are made of: label, prediction, score."""
-        return self[1:]
-
-
-def predictions(run: dict) -> Predictions | None:
-    """A run's predictions.csv; None where the file is not there."""
-    path = Path(run["path"]) / "predictions.csv"
-    try:
-        return _read_predictions(path, path.stat().st_mtime_ns)
-    except FileNotFoundError:
-        return None
-
-
-def read_ahead(runs: Iterable[dict]) -> None:
-    """Read the predictions of many runs, a few at a time: pandas' parser lets other threads work meanwhile."""
-    with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(predictions, runs))
-
-
-@lru_cache(maxsize=4096)
-def _read_predictions(path: Path, mtime_ns: int) -> Predictions:
-    """Kept in memory: tables are made anew as runs of a sweep end, and a finished run does not change."""
-    # In one piece (low_memory=False): pieces of a file this small cost more than they save.
-    table = pd.read_csv(path, dtype={"row": object}, keep_default_na=False, na_values=[""], low_memory=False)
-    row, *others = (table[name].to_numpy() for name in Predictions._fields)
-    return Predictions(_kept_once(row), *others)
-
-
-# Names of evaluation rows by their number and their first and last.
-_known_rows: dict[tuple, np.ndarray] = {}
-
-
-def _kept_once(names: np.ndarray) -> np.ndarray:
-    """The array of these names that is in memory already, if there is one: they are most of a predictions.csv."""
-    known = _known_rows.setdefault((len(names), *names[:1], *names[-1:]), names)
-    return known if np.array_equal(known, names) else names

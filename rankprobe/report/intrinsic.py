@@ -12,8 +12,9 @@ from rankprobe.analysis.crossing import reaches
 from rankprobe.analysis.intrinsic_dimension import intrinsic_dimensions
 from rankprobe.experiment.store import write_table
 from rankprobe.report.claims_rank import full_energy_shares, functional_ranks
-from rankprobe.report.comparison import MAIN_TARGETS, finished_ok, lora_groups, main_metric, predictions
+from rankprobe.report.comparison import MAIN_TARGETS, finished_ok, lora_groups, main_metric
 from rankprobe.report.merged import merged_ranks
+from rankprobe.report.predictions import predictions
 from rankprobe.tasks.metrics import score
 
 CURVE = ["method", "d", "seed", "lr", "metric", "score", "loss", "train_time_s", "run_id"]

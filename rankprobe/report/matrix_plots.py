@@ -19,6 +19,7 @@ from rankprobe.analysis.spectrum_tables import in_order
 from rankprobe.report.style import BLACK, GREY, ORANGE, WIDTH_IN
 
 _MANY_LAYERS = 24  # beyond it cells are too low for numbers
+_SEVERAL_DECADES = 1e3
 _FEW_VALUES = 64
 _NOTHING = "#dedede"
 
@@ -165,6 +166,8 @@ def _limits(axes, lines: pd.DataFrame, bottom: float | None) -> None:
     if top / low > 10:
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    if top / low > _SEVERAL_DECADES:  # ticks between would be lines a point apart, and most of the time to draw
+        axes.yaxis.set_minor_locator(NullLocator())
     longest = int(lines["index"].max())
     if longest == 1:
         axes.set_xlim(0.5, 2)

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from rankprobe.errors import UsageError, must
-from rankprobe.report.comparison import finished_ok, main_metric, predictions
+from rankprobe.report.comparison import finished_ok, main_metric
 from rankprobe.report.equivalence import ALPHA, MARGIN, NO, NOT_TESTED, YES, fixed_sequence
 from rankprobe.report.power import POWER
+from rankprobe.report.predictions import predictions
 from rankprobe.report.rank_input import Configuration, sweep_of
 from rankprobe.report.rank_table import LEFT_OUT, REFERENCE, difference_columns, score_columns, table
 from rankprobe.report.rank_words import Asked, notes, sentence

@@ -16,8 +16,8 @@ from rankprobe.report.comparison import (
     full_reference,
     lora_groups,
     one_comparison,
-    predictions,
 )
+from rankprobe.report.predictions import predictions
 
 
 @dataclass(frozen=True)

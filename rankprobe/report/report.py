@@ -12,11 +12,12 @@ import pandas as pd
 from rankprobe.experiment.output import PLAN_FILE
 from rankprobe.experiment.store import write_atomic, write_table
 from rankprobe.experiment.tuning import tuning_table
-from rankprobe.report.comparison import comparisons, main_lora, read_ahead
+from rankprobe.report.comparison import comparisons, main_lora
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured, find
 from rankprobe.report.lora_config import answered_config
 from rankprobe.report.paper_tables import table_2
+from rankprobe.report.predictions import read_ahead
 
 # Every table and picture that some folder has.
 TABLES = (

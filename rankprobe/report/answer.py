@@ -12,7 +12,6 @@ from rankprobe.report.comparison import (
     main_lora,
     main_metric,
     nothing_to_lose,
-    something_to_lose,
 )
 from rankprobe.report.findings import Findings
 from rankprobe.report.stats import MIN_SEEDS
@@ -76,7 +75,7 @@ def _what_r(findings: Findings) -> str:
             f"What r {task} needs is not known yet: full fine-tuning, which it is measured against, has not finished."
         )
     margin = 100 * settled.asked.margin if settled else MARGIN_POINTS
-    nothing = nothing_to_lose(findings.runs, margin / 100)
+    nothing = nothing_to_lose(findings.gain, margin / 100)
     if settled and not nothing:
         return f"On {task}, LoRA on {targets}: {settled.text[0].lower()}{settled.text[1:].removesuffix('.')}" + (
             "." if settled.several_seeds else f"{_functional(findings)}."
@@ -105,7 +104,7 @@ def _what_r(findings: Findings) -> str:
 
 def _little_gain(findings: Findings, margin: float) -> str:
     """That full fine-tuning gains too little over the head, or that its gain is too uncertain; margin in points."""
-    gain = something_to_lose(findings.runs)
+    gain = findings.gain
     over = "over a trained head on the frozen model"
     if 100 * gain.high <= margin:
         return f"full fine-tuning itself gains only {say.points(*gain[:3])} points {over}"
@@ -161,9 +160,9 @@ def _as_good(findings: Findings) -> str:
         word = "better" if row["measured"] > 0 else "worse"
         return f"{name} is {word} than full fine-tuning here by more than {within}: it differs by {gap}."
     if row["ci_low"] >= -margin and row["ci_high"] <= margin:
-        if not nothing_to_lose(findings.runs, margin / 100):
+        if not nothing_to_lose(findings.gain, margin / 100):
             return f"{name} differs from full fine-tuning by {gap}, but with fewer than 3 seeds that may be their luck."
-        gain = something_to_lose(findings.runs)
+        gain = findings.gain
         be = "is" if 100 * gain.high <= margin else "may be"
         return (
             f"{name} differs from full fine-tuning by {gap}, which means little where a trained head {be} nearly as "
@@ -183,7 +182,7 @@ def _at_margin(findings: Findings, row: dict, margin: float) -> str:
         return "inconclusive"
     found = verdict(row["ci_low"], row["ci_high"], (-margin, margin))
     # As in unless_nothing_to_lose: what is worse than the margin stays worse, whatever the head does.
-    return "inconclusive" if found == "supported" and nothing_to_lose(findings.runs, margin / 100) else found
+    return "inconclusive" if found == "supported" and nothing_to_lose(findings.gain, margin / 100) else found
 
 
 def _cost(findings: Findings) -> str:

@@ -211,9 +211,16 @@ def something_to_lose(runs: list[dict]) -> Estimate | None:
     return difference(full_reference(groups), head)
 
 
-def nothing_to_lose(runs: list[dict], margin: float) -> bool:
-    """Whether a trained head on the frozen model is within the margin of full fine-tuning, as far as is known."""
-    gain = something_to_lose(runs)
+def nothing_to_lose(gain: Estimate | None, margin: float) -> bool:
+    """Whether a trained head on the frozen model is within the margin of full fine-tuning, as far as is known.
+
+    Parameters
+    ----------
+    gain : Estimate or None
+        From :func:`something_to_lose`.
+    margin : float
+        In the metric's own unit.
+    """
     return gain is not None and gain.low <= margin
 
 

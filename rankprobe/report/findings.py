@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 
 from rankprobe.report.claims import claims_table
+from rankprobe.report.comparison import something_to_lose
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.intrinsic import beside_table
 from rankprobe.report.merged import merged_functional_ranks, merged_ranks, merged_spectra, merged_truncation
@@ -15,6 +17,7 @@ from rankprobe.report.numbers import targets_name
 from rankprobe.report.paper_tables import table_5, table_6
 from rankprobe.report.predicted_curve import predicted_curves
 from rankprobe.report.rank_answer import RankAnswer, answers_by_targets
+from rankprobe.report.stats import Estimate
 from rankprobe.report.subspaces import figure_tables, intruders_table, table_7
 from rankprobe.report.tables import best_settings, methods_table, rank_sweep_table, runs_table
 from rankprobe.report.verdicts import Evidence
@@ -61,6 +64,11 @@ class Findings:
     runs: list[dict]
     tables: dict[str, pd.DataFrame]
     answers: dict[str, RankAnswer] = field(default_factory=dict)
+
+    @cached_property
+    def gain(self) -> Estimate | None:
+        """What full fine-tuning has to lose: see :func:`rankprobe.report.comparison.something_to_lose`."""
+        return something_to_lose(self.runs)
 
 
 def find(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from rankprobe.report.comparison import lora_groups, nothing_to_lose
+from rankprobe.report.comparison import lora_groups, nothing_to_lose, something_to_lose
 from rankprobe.report.rank_answer import RankAnswer
 from rankprobe.weights.targets import parse_targets
 
@@ -128,7 +128,7 @@ def answered_config(runs: list[dict], targets: str, answer: RankAnswer) -> Answe
     targets : str
     answer : RankAnswer
     """
-    if answer.r is None or nothing_to_lose(runs, answer.asked.margin):
+    if answer.r is None or nothing_to_lose(something_to_lose(runs), answer.asked.margin):
         return None
     run = lora_groups(runs, targets)[answer.r][0]
     if not (Path(run["path"]) / "ranks.csv").is_file():

@@ -19,7 +19,8 @@ def end_of_grid_note(findings: Findings) -> str:
     run = findings.runs[0]  # the table has other models' and tasks' rows too
     mine = (tried["model"] == run["model"]["name"]) & (tried["task"] == run["task"]["name"])
     at_end = tried[mine & tried["chosen"] & tried["at_end"]]
-    names = [say.method_name(row) + _on_targets(row) for _, row in at_end.iterrows()]
+    # Some differ in what has no name here, a dropout, say.
+    names = list(dict.fromkeys(_name(row) for _, row in at_end.iterrows()))
     if not names:
         return ""
     named = names[:_NAMED] + ([f"{len(names) - _NAMED} more"] if len(names) > _NAMED else [])
@@ -30,8 +31,9 @@ def end_of_grid_note(findings: Findings) -> str:
     )
 
 
-def _on_targets(row: pd.Series) -> str:
-    return f" on {row['targets']}" if row["method"] == "lora" else ""
+def _name(row: pd.Series) -> str:
+    adapted = say.adapted(row)
+    return say.method_name(row) + (f" ({adapted})" if adapted else "")
 
 
 def rates_cells(findings: Findings) -> Table | None:

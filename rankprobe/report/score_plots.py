@@ -13,7 +13,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rankprobe.report import numbers as say
 from rankprobe.report.comparison import MAIN_TARGETS
 from rankprobe.report.findings import Findings
-from rankprobe.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SERIES, Picture, broken_axis, score_ticks
+from rankprobe.report.stats import NO_INTERVAL
+from rankprobe.report.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SERIES,
+    Picture,
+    broken_axis,
+    legend_above,
+    score_ticks,
+)
 from rankprobe.report.tables import best_settings, chosen_among
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
@@ -34,7 +47,7 @@ _LEGEND_ROW = 0.17
 
 def accuracy_by_r(findings: Findings) -> Picture | None:
     """The main metric of LoRA against r, with full fine-tuning's interval as a band and the trained head as a line."""
-    methods = best_settings(findings.tables["methods"])
+    methods = _shown(findings)
     sweep = methods[methods["method"] == "lora"]
     if sweep.empty:
         return None
@@ -42,7 +55,7 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     metric = sweep["metric"].iloc[0]
     # Targets with one r alone have no curve; of more than four curves none could be followed.
     rs_of = sweep.groupby("targets", sort=False)["r"].nunique()
-    by_place = sorted(rs_of.index, key=lambda t: t != MAIN_TARGETS)
+    by_place = sorted(rs_of[rs_of > 0].index, key=lambda t: t != MAIN_TARGETS)
     targets = [t for t in by_place if rs_of[t] == 1 == rs_of.max() or rs_of[t] > 1][: len(SERIES)]
     sweep = sweep[sweep["targets"].isin(targets)]
     shown = pd.concat([sweep, methods[methods["method"].isin(["full", "head"])]])
@@ -72,19 +85,19 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     handles = (series if len(series) > 1 else []) + _interval_kinds(sweep)
     if handles:
         # Above the picture: inside it, there is no place that no curve or interval could come to.
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.4, columnspacing=1.2)
+        legend_above(figure, handles, handletextpad=0.4, columnspacing=1.2)
     task, n = sweep["task"].iloc[0], int(sweep["n_eval"].iloc[0])
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) of LoRA on {' and '.join(targets)} against r. "
         f"{_band_words(full, head)} {_interval_words(methods)} Paired differences to full fine-tuning are "
-        f"in the table.{_choice_words(findings)}{_cut_words(shown)}"
+        f"in the table.{_left_out_words(by_place, targets)}{_choice_words(findings)}{_cut_words(shown)}"
     )
     return Picture("accuracy_by_r", f"{metric.capitalize()} against r", figure, caption)
 
 
 def accuracy_by_parameters(findings: Findings) -> Picture | None:
     """The main metric against the number of trained parameters, head included, on a log axis."""
-    methods = best_settings(findings.tables["methods"]).dropna(subset=["trainable_params"])
+    methods = _shown(findings).dropna(subset=["trainable_params"])
     if methods.empty:
         return None
     metric = methods["metric"].iloc[0]
@@ -112,7 +125,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
             axes.annotate(say.method_name(row), (x, row["accuracy_mean"]), xytext=(8 * side, 0), fontsize=8,
                           color=color, **place)  # fmt: skip
         elif kind == "lora":
-            top = row["accuracy_mean"] if say.missing(row["accuracy_ci_high"]) else row["accuracy_ci_high"]
+            top = row["accuracy_ci_high"] if _has_interval(row) else row["accuracy_mean"]
             # Among the points of other targets there is room for the number alone.
             label, name = (row["r"], f"LoRA on {main}, r above") if crowded else (f"r = {row['r']}", f"LoRA on {main}")
             axes.annotate(f"{label}", (x, top), xytext=(0, 4), fontsize=8, color=color, textcoords="offset points",
@@ -123,9 +136,9 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     handles = [Line2D([], [], ls="none", marker=m, color=c, label=label) for c, m, label in series.values()]
     handles = (handles if len(handles) > 1 else []) + _interval_kinds(methods)
     if handles:
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.4)
+        columns = legend_above(figure, handles, handletextpad=0.2, columnspacing=1.4)
         # What a legend of many rows takes is not to come out of the axes.
-        figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, math.ceil(len(handles) / 3) - 3))
+        figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, math.ceil(len(handles) / columns) - 3))
     for axes, low, high in parts:
         axes.set_ylim(low, high * (high / low) ** 0.1 if log else high + 0.1 * (high - low))  # for the labels
         axes.set_xscale("log")
@@ -176,6 +189,11 @@ def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:
     return None if rows.empty else rows.iloc[0]
 
 
+def _left_out_words(every: list[str], drawn: list[str]) -> str:
+    left = [target for target in every if target not in drawn]
+    return f" In the table alone: LoRA on {'; '.join(left)}." if left else ""
+
+
 def _choice_words(findings: Findings) -> str:
     """Said where settings were chosen on the rows shown."""
     among = chosen_among(findings.tables["methods"])
@@ -207,18 +225,30 @@ def _cut_words(rows: pd.DataFrame) -> str:
 def _point(axes, x: float, row: pd.Series, color: str, marker: str) -> None:
     """A value with its interval: filled where the interval is over seeds, open where it is over evaluation rows."""
     mean, low, high = row["accuracy_mean"], row["accuracy_ci_low"], row["accuracy_ci_high"]
-    around = [[mean - low], [high - mean]] if np.isfinite([low, high]).all() else None
+    around = [[mean - low], [high - mean]] if _has_interval(row) else None
     face = color if str(row["ci_method"]).startswith("t ") else "white"
     axes.errorbar(
         [x], [mean], yerr=around, color=color, marker=marker, markerfacecolor=face, capsize=3, lw=1.2, zorder=3
     )
 
 
+def _shown(findings: Findings) -> pd.DataFrame:
+    """The methods table's best settings. Bounds of the score that stand for no interval are no bar: NaN."""
+    methods = best_settings(findings.tables["methods"])
+    none = methods["ci_method"] == NO_INTERVAL
+    ends = ["accuracy_ci_low", "accuracy_ci_high"]
+    return methods.assign(**methods[ends].mask(none))
+
+
+def _has_interval(row: pd.Series) -> bool:
+    return bool(np.isfinite([row["accuracy_ci_low"], row["accuracy_ci_high"]]).all())
+
+
 def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
     """A line at the mean, the interval as a hatched band, and name and value at the right edge."""
     axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
     ends = row["accuracy_ci_low"], row["accuracy_ci_high"]
-    if np.isfinite(ends).all():
+    if _has_interval(row):
         axes.axhspan(*ends, facecolor=color, alpha=0.10, lw=0, zorder=0)
         axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.3, hatch=hatch, lw=0, zorder=0)
     axes.axhline(row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1)
@@ -258,13 +288,16 @@ def _interval_words(methods: pd.DataFrame) -> str:
     """What bars and bands are, for the methods at hand."""
     kinds = [str(m) for m in dict.fromkeys(methods["ci_method"].dropna())]
     over_seeds = [m for m in kinds if m.startswith("t ")]
-    over_rows = [m for m in kinds if not m.startswith(("t ", "no "))]
+    over_rows = [m for m in kinds if not m.startswith(("t ", "no ")) and m != NO_INTERVAL]
     words = []
     if over_seeds:
         words.append(f"filled: {', '.join(over_seeds)}")
     if over_rows:
         words.append(f"open: {', '.join(over_rows)}, one or two seeds")
-    return f"Bars are 95 % intervals ({'; '.join(words)})." if words else "No intervals: predictions are not at hand."
+    if not words:
+        return "No intervals: predictions are not at hand."
+    none = " A point without a bar scores alike on every resample of the rows." if NO_INTERVAL in kinds else ""
+    return f"Bars are 95 % intervals ({'; '.join(words)}).{none}"
 
 
 def _short_count(value: float) -> str:

@@ -19,7 +19,9 @@ MIN_SEEDS = 3
 _MEAN_RESAMPLES = 20_000
 _SCORE_RESAMPLES = 2_000
 # Scores that are equal may differ in the last bits.
-_ALIKE = 1e-12
+ALIKE = 1e-12
+# The method of an interval that no resampling could give: the bounds of the score stand in its place.
+NO_INTERVAL = "none: all resamples alike"
 
 
 class Estimate(NamedTuple):
@@ -163,8 +165,8 @@ def bootstrap_score(
     if undefined := int((~np.isfinite(drawn)).sum()):
         method += f" ({undefined} of {resamples} resamples undefined)"
     low, high = percentile_interval(drawn, level) if math.isfinite(estimate) else (math.nan, math.nan)
-    if high - low <= _ALIKE:
-        return Estimate(estimate, *bounds, "none: all resamples alike", n)
+    if high - low <= ALIKE:
+        return Estimate(estimate, *bounds, NO_INTERVAL, n)
     return Estimate(estimate, low, high, method, n)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rankprobe.report import numbers as say
@@ -21,6 +25,7 @@ from rankprobe.report import numbers as say
 # Okabe & Ito's colours, told apart under every common colour blindness; each series has its own marker besides.
 BLUE, ORANGE, GREEN, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6E6E6E", "#222222"
 SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PINK, "D", ":"))
+_BESIDE_LABELS = ("handlelength", "handletextpad", "columnspacing", "borderpad")
 WIDTH_IN = 6.5  # the text width of a printed page: fonts keep their size there
 _STYLE = {
     "font.size": 9,
@@ -112,6 +117,31 @@ def score_ticks(metric: str) -> FuncFormatter:
     if say.is_share(metric):
         return FuncFormatter(lambda v, _: f"{100 * v:.4g} %")
     return FuncFormatter(lambda v, _: f"{v:.4g}")
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist], *, columns: int = 3, **looks) -> int:
+    """A legend above the picture with as many columns, up to ``columns``, as its labels leave room for; how many.
+
+    Parameters
+    ----------
+    figure : Figure
+    handles : sequence of Artist
+        With labels.
+    columns : int
+    **looks
+        ``handletextpad``, ``columnspacing``: as for matplotlib's legend, in font sizes.
+    """
+    size = FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points()
+    looks = {name: looks.get(name, mpl.rcParams[f"legend.{name}"]) for name in _BESIDE_LABELS}
+    widths = [TextPath((0, 0), handle.get_label(), size=size).get_extents().width for handle in handles]
+    beside = size * (looks["handlelength"] + looks["handletextpad"])
+    for n in range(min(columns, len(handles)), 0, -1):
+        of_columns = [max(part) + beside for part in np.array_split(widths, n)]  # filled as matplotlib fills them
+        between = size * (looks["columnspacing"] * (n - 1) + 2 * looks["borderpad"])
+        if n == 1 or sum(of_columns) + between <= 72 * figure.get_figwidth():
+            figure.legend(handles=handles, loc="outside upper left", ncols=n, **looks)
+            return n
+    return 1
 
 
 def broken_axis(values: list[float], *, height: float = 3.1, log: bool = False):

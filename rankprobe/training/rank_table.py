@@ -15,6 +15,9 @@ COLUMNS = ("step", "name", "stable_rank", "energy_rank_90", "sigma_max", "fro_no
 class RankTables:
     """The files of one callback's trainings: ``ranks.csv``, and beside it ``ranks-2.csv``, ``ranks-3.csv``, ...
 
+    Which training has which file is known to this object alone. In another process the first training that is begun or
+    resumed has ``ranks.csv``: give each of several its own path, where they are to be resumed there.
+
     Parameters
     ----------
     path : Path

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from rankprobe.paper.published import published
 from rankprobe.report.findings import Findings, find
 from rankprobe.report.plots import draw_pictures
-from rankprobe.report.score_plots import accuracy_by_parameters
-from rankprobe.report.style import broken_axis, png, save_picture, style, svg
+from rankprobe.report.score_plots import accuracy_by_parameters, accuracy_by_r
+from rankprobe.report.stats import NO_INTERVAL
+from rankprobe.report.style import WIDTH_IN, broken_axis, legend_above, png, save_picture, style, svg
 from tests.report.synthetic import make_latency, make_run
 
 
@@ -242,15 +245,53 @@ def test_many_methods_are_told_apart(crowd):
 
 
 def test_methods_of_one_budget_have_an_axis_with_numbers(tmp_path):
-    runs = [make_run(tmp_path, r=8, n=60, targets=targets) for targets in ("q", "k", "v")]
+    runs = [make_run(tmp_path, r=4, n=60, targets=targets) for targets in ("q", "k", "v")]
     axes = accuracy_by_parameters(find(runs, None, published())).figure.axes[-1]
     low, high = axes.get_xlim()
+    assert not low < 1e4 < high and not low < 1e5 < high, "no power of ten is in sight"
     assert sum(low < tick < high for tick in axes.get_xticks()) >= 1
 
 
 def test_a_curve_against_r_has_several(crowd):
     caption = crowd["accuracy_by_r"].caption
     assert "of LoRA on q,v and q against r" in caption, "k was trained with one r alone"
+
+
+def test_a_point_without_an_interval_has_no_bar_and_no_words_of_one(tmp_path):
+    """Where all resamples score alike the bounds of the score stand in the table: no bar across the picture."""
+    runs = [make_run(tmp_path, method="full", n=60), make_run(tmp_path, r=8, n=60), make_run(tmp_path, r=2, n=60)]
+    found = find(runs, None, published())
+    methods = found.tables["methods"]
+    methods.loc[methods["r"] == 2, ["accuracy_ci_low", "accuracy_ci_high", "ci_method"]] = -1.0, 1.0, NO_INTERVAL
+    for draw in (accuracy_by_parameters, accuracy_by_r):
+        picture = draw(found)
+        bars = [bar for axes in picture.figure.axes for bar in axes.containers]
+        assert sorted(bar.has_yerr for bar in bars) == [False, *[True] * (len(bars) - 1)]
+        assert len(bars) == (3 if draw is accuracy_by_parameters else 2)
+        assert "A point without a bar scores alike on every resample of the rows." in picture.caption
+        assert "none" not in picture.caption and "leaves the picture" not in picture.caption
+        for axes in picture.figure.axes:
+            assert all(text.xy[1] < 1 for text in axes.texts), "r = 2 is written at its point"
+
+
+def test_targets_that_are_not_drawn_are_named(tmp_path):
+    runs = [make_run(tmp_path, r=8, n=60, targets=targets) for targets in ("q", "k", "v", "o", "q,k", "q,v")]
+    caption = accuracy_by_r(find(runs, None, published())).caption
+    drawn, left = caption.split(" against r. ")[0], caption.split("In the table alone: LoRA on ")[1].split(".")[0]
+    assert len(left.split("; ")) == 2 and not any(f" {target} " in f"{drawn} " for target in left.split("; "))
+    assert "table alone" not in accuracy_by_r(find(runs[-1:], None, published())).caption
+
+
+def test_a_legend_has_as_many_columns_as_fit():
+    with style():
+        long = r"LoRA on layer\.[01]\..*(query|value)"
+        for labels, columns in ((["q,v", "q", "k"], 3), ([long] * 4, 2), (["m" * 70] * 2, 1)):
+            figure = Figure(figsize=(WIDTH_IN, 3), layout="constrained")
+            figure.subplots()
+            assert legend_above(figure, [Line2D([], [], label=label) for label in labels]) == columns
+            figure.canvas.draw()
+            box = figure.legends[0].get_window_extent()
+            assert columns == 1 or (box.x0 >= 0 and box.x1 <= figure.bbox.x1)
 
 
 def test_points_of_an_r_by_matrix_are_named_as_such(tmp_path):

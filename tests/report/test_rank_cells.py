@@ -96,7 +96,7 @@ def test_the_terminal_says_what_the_page_says(tmp_path):
 def tuned(findings, *chosen, task="docmatch"):
     """The findings with a row of tuning.csv for each (method, r, whether at an end of its grid)."""
     rows = [{"model": "all-MiniLM-L6-v2", "task": task, "method": method, "r": r, "targets": "q,v", "chosen": True,
-             "at_end": at_end} for method, r, at_end in chosen]  # fmt: skip
+             "alpha": 2.0 * (r or 1), "at_end": at_end} for method, r, at_end in chosen]  # fmt: skip
     return replace(findings, tables=findings.tables | {"tuning": pd.DataFrame(rows)})
 
 
@@ -104,11 +104,14 @@ def test_rates_at_an_end_of_their_grid_are_named_beside_the_answer(found, tmp_pa
     rest = "took a rate at an end of its grid: a better one may lie beyond. Widen the grid before believing the comp"
     many = tuned(found, ("full", None, True), *(("lora", r, r != 8) for r in (1, 8, 16, 32, 64)))
     said, table = answer_blocks(many)
-    assert said.startswith(f"Full fine-tuning, LoRA r = 1 on q,v, LoRA r = 16 on q,v and 2 more each {rest}")
+    assert said.startswith(f"Full fine-tuning, LoRA r = 1 (on q,v, alpha 2), LoRA r = 16 (on q,v, alpha 32) and 2 more "
+                           f"each {rest}")  # fmt: skip
     assert isinstance(table, Table) and answer_lines([("", many)])[3] == said
     one_seed = find(sweep(tmp_path, {8: 0.79}, seeds=1), None, published())
     (said,) = answer_blocks(tuned(one_seed, ("full", None, False), ("lora", 8, True)))
-    assert said.startswith(f"LoRA r = 8 on q,v {rest}")
+    assert said.startswith(f"LoRA r = 8 (on q,v, alpha 16) {rest}")
+    (said,) = answer_blocks(tuned(one_seed, ("lora", 8, True), ("lora", 8, True)))  # two that differ in their dropout
+    assert said.startswith(f"LoRA r = 8 (on q,v, alpha 16) {rest}")
     assert answer_blocks(tuned(one_seed, ("lora", 8, False))) == []
     assert answer_blocks(tuned(one_seed, ("lora", 8, True), task="sst2")) == []
 

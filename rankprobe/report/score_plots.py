@@ -190,7 +190,7 @@ def _first(methods: pd.DataFrame, method: str) -> pd.Series | None:
 
 
 def _left_out_words(every: list[str], drawn: list[str]) -> str:
-    left = [target for target in every if target not in drawn]
+    left = [target for target in every if target not in drawn and not say.is_by_matrix(target)]
     return f" In the table alone: LoRA on {'; '.join(left)}." if left else ""
 
 

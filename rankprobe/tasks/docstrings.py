@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 from rankprobe.tasks.fingerprint import combined_sha256, pinned_name, rows_sha256
 from rankprobe.tasks.sources import DocumentedFunction, Progress, documented_functions
@@ -116,14 +118,20 @@ def docmatch(
         functions, skipped = documented_functions(package, cache_dir=cache_dir, progress=progress, pip_name=pin)
         found.extend(functions)
         n_skipped += skipped
-    splits = make_pairs(found)
-    sha256 = combined_sha256(*(rows_sha256(splits[split], LABELS) for split in SPLITS))
+    splits, sha256 = _paired(tuple(found))
     if packages is None:
         versions = {package: PINNED_VERSIONS[package] for package in PACKAGES[name]}
         name = pinned_name(name, sha256, PINNED_SHA256[name], versions)
     else:
         name = f"{name}@{sha256[:8]}"
     return DocmatchSet(name, splits, sha256, sum(map(len, splits.values())), n_skipped)
+
+
+@lru_cache(maxsize=2)
+def _paired(functions: tuple[DocumentedFunction, ...]) -> tuple[Mapping[str, tuple[Example, ...]], str]:
+    """The rows of these functions and their sha256, kept: each study of a command asks for the same again."""
+    splits = make_pairs(functions)
+    return MappingProxyType(splits), combined_sha256(*(rows_sha256(splits[split], LABELS) for split in SPLITS))
 
 
 def make_pairs(functions: Sequence[DocumentedFunction]) -> dict[str, tuple[Example, ...]]:

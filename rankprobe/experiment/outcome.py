@@ -25,7 +25,7 @@ def learned_nothing(record: dict) -> bool:
     majority, accuracy = record["task"].get("majority"), (record.get("metrics") or {}).get("accuracy")
     if record["status"] != "ok" or majority is None or accuracy is None:
         return False
-    from scipy.stats import binom
+    from scipy.special import bdtrc
 
     n = record["task"]["n_eval"]
-    return bool(binom.sf(round(accuracy * n) - 1, n, majority) > _LEVEL)
+    return bool(bdtrc(round(accuracy * n) - 1, n, majority) > _LEVEL)

@@ -150,29 +150,30 @@ def ranks_cells(findings: Findings) -> Table | None:
     if ranks.empty:
         return None
     kinds = [k for k in ("q", "k", "v", "o", "gate", "up", "down") if k in set(ranks["kind"])]
-    blocks = ranks[ranks["kind"].isin(kinds) & ranks["layer"].notna()]
+    columns = ["relative_change", "stable_rank", "energy_rank_50", "energy_rank_90", "energy_rank_99"]
+    # These columns alone: thousands of rows are taken apart below.
+    blocks = ranks.loc[ranks["kind"].isin(kinds) & ranks["layer"].notna(), ["run_id", "kind", *columns]]
     if blocks.empty:
         return None
-    columns = ["relative_change", "stable_rank", "energy_rank_50", "energy_rank_90", "energy_rank_99"]
+    groups = configurations(findings.runs)
+    group_of = {run["run_id"]: place for place, group in enumerate(groups) for run in group}
+    alike = blocks.groupby([blocks["run_id"].map(group_of), "kind"])
+    medians, sizes, all_seeds = alike[columns].median(), alike.size(), alike["run_id"].nunique()
     rows = []
-    for group in configurations(findings.runs):
-        spec = group[0]["spec"]
-        mine = blocks[blocks["run_id"].isin([run["run_id"] for run in group])]
-        for kind in kinds:
-            of = mine[mine["kind"] == kind]
-            if len(of):
-                medians = of[columns].median()
-                seeds = of["run_id"].nunique()
-                rows.append(
-                    [
-                        Cell(say.method_name(spec), f"on {say.targets_name(spec)}" if spec["method"] == "lora" else ""),
-                        Cell(kind),
-                        Cell(f"{len(of) // seeds} × {seeds} seed{'s' if seeds > 1 else ''}"),
-                        Cell(say.percent(100 * medians["relative_change"])),
-                        Cell(say.number(medians["stable_rank"])),
-                        *(Cell(say.number(medians[c], 0)) for c in columns[2:]),
-                    ]
-                )
+    for key in ((place, kind) for place in range(len(groups)) for kind in kinds):
+        if key not in sizes.index:
+            continue
+        spec, median, seeds = groups[key[0]][0]["spec"], medians.loc[key], all_seeds[key]
+        rows.append(
+            [
+                Cell(say.method_name(spec), f"on {say.targets_name(spec)}" if spec["method"] == "lora" else ""),
+                Cell(key[1]),
+                Cell(f"{sizes[key] // seeds} × {seeds} seed{'s' if seeds > 1 else ''}"),
+                Cell(say.percent(100 * median["relative_change"])),
+                Cell(say.number(median["stable_rank"])),
+                *(Cell(say.number(median[c], 0)) for c in columns[2:]),
+            ]
+        )
     heads = ["method", "kind", "matrices", "‖dW‖/‖W0‖", "stable rank", "50 % of Σσ²", "90 % of Σσ²", "99 % of Σσ²"]
     return Table(heads, rows, "Medians over layers and seeds; how many directions hold that share of the energy.", 2)
 

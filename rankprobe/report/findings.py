@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import pandas as pd
 
 from rankprobe.report.claims import claims_table
-from rankprobe.report.comparison import something_to_lose
 from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.intrinsic import beside_table
 from rankprobe.report.merged import merged_functional_ranks, merged_ranks, merged_spectra, merged_truncation
@@ -59,16 +57,15 @@ class Findings:
         predicted_curve, predicted_summary, table5, table6, and what :class:`Measured` has.
     answers : dict of str to RankAnswer
         Which r is enough, by targets.
+    gain : Estimate or None
+        What full fine-tuning has to lose, in the metric's own unit: see
+        :attr:`rankprobe.report.verdicts.Evidence.gain`. None while a side of it is missing.
     """
 
     runs: list[dict]
     tables: dict[str, pd.DataFrame]
     answers: dict[str, RankAnswer] = field(default_factory=dict)
-
-    @cached_property
-    def gain(self) -> Estimate | None:
-        """What full fine-tuning has to lose: see :func:`rankprobe.report.comparison.something_to_lose`."""
-        return something_to_lose(self.runs)
+    gain: Estimate | None = None
 
 
 def find(
@@ -116,7 +113,7 @@ def find(
             **figure_tables(more.pairs),
             "intruders": intruders_table(more.pairs),
         }
-    return Findings(runs, tables, answers)
+    return Findings(runs, tables, answers, evidence.gain)
 
 
 def _answers_table(answers: Mapping[str, RankAnswer]) -> pd.DataFrame:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from rankprobe.report.comparison import lora_groups, nothing_to_lose, something_to_lose
+from rankprobe.report.comparison import lora_groups, nothing_to_lose
 from rankprobe.report.rank_answer import RankAnswer
+from rankprobe.report.stats import Estimate
 from rankprobe.weights.targets import parse_targets
 
 # A layer's last name that no matrix of another kind has, so that it alone names the kind. BERT's dense and GPT-2's
@@ -116,7 +117,9 @@ class AnsweredConfig(NamedTuple):
     note: str
 
 
-def answered_config(runs: list[dict], targets: str, answer: RankAnswer) -> AnsweredConfig | None:
+def answered_config(
+    runs: list[dict], targets: str, answer: RankAnswer, gain: Estimate | None
+) -> AnsweredConfig | None:
     """The config of the r that an answer names; None where it names none.
 
     None too where a trained head would have been as good: then no r is shown to do anything.
@@ -127,8 +130,10 @@ def answered_config(runs: list[dict], targets: str, answer: RankAnswer) -> Answe
         Of one comparison.
     targets : str
     answer : RankAnswer
+    gain : Estimate or None
+        Of full fine-tuning over a trained head: :attr:`rankprobe.report.findings.Findings.gain`.
     """
-    if answer.r is None or nothing_to_lose(something_to_lose(runs), answer.asked.margin):
+    if answer.r is None or nothing_to_lose(gain, answer.asked.margin):
         return None
     run = lora_groups(runs, targets)[answer.r][0]
     if not (Path(run["path"]) / "ranks.csv").is_file():

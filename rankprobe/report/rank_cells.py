@@ -37,7 +37,7 @@ def answer_blocks(findings: Findings) -> list[str | Table | Code]:
         if found.notes:
             blocks.append(" ".join(found.notes))
         blocks.append(_cells(targets, found))
-        if answered := answered_config(findings.runs, targets, found):
+        if answered := answered_config(findings.runs, targets, found, findings.gain):
             blocks.append(f"For peft, at a peak learning rate of {say.learning_rate(answered.lr)}:")
             blocks.append(Code(as_python(answered.config)))
             if answered.note:

@@ -137,7 +137,7 @@ def _write_config(path: Path, findings: Findings) -> None:
     """lora_config.json of the first answer that names an r, the headline's if it does; taken away where none does."""
     main = main_lora(findings.runs)
     answers = sorted(findings.answers.items(), key=lambda item: not main or item[0] != main[0]["spec"]["targets"])
-    configs = (answered_config(findings.runs, targets, found) for targets, found in answers)
+    configs = (answered_config(findings.runs, targets, found, findings.gain) for targets, found in answers)
     config = next((config for config in configs if config), None)
     if config is not None:
         write_atomic(path, json.dumps(config.config, indent=1) + "\n")

@@ -13,7 +13,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rankprobe.report import numbers as say
 from rankprobe.report.comparison import MAIN_TARGETS
 from rankprobe.report.findings import Findings
-from rankprobe.report.stats import NO_INTERVAL
+from rankprobe.report.score_bars import (
+    cut_words,
+    ends,
+    has_interval,
+    interval_kinds,
+    interval_words,
+    is_over_seeds,
+    shown_methods,
+)
 from rankprobe.report.style import (
     BLACK,
     BLUE,
@@ -27,11 +35,13 @@ from rankprobe.report.style import (
     legend_above,
     score_ticks,
 )
-from rankprobe.report.tables import best_settings, chosen_among
+from rankprobe.report.tables import chosen_among
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
 
 # White around a label, for where points of others lie behind it.
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
+# Against r these have none: a line across the picture, in a band.
+_LINES = ("full", "head")
 _ELSEWHERE, _BY_MATRIX = "LoRA on other targets", "LoRA, r by matrix"
 _LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), _ELSEWHERE: (BLUE, "x"),
           _BY_MATRIX: (BLUE, "P")}
@@ -39,15 +49,13 @@ _LOOKS = {"full": (BLACK, "s"), "lora": (BLUE, "o"), "head": (GREY, "D"), _ELSEW
 _MARKS = [(color, marker) for marker in "^vPXdh" for color in (ORANGE, GREEN, PINK)]
 # Points of almost as many parameters would cover each other: they are drawn so many times apart.
 _APART = 1.12
-# An interval may reach beyond all means by this share of their spread, or by so many half intervals of the usual width.
-_ROOM, _NARROW = 0.2, 3.0
 # Height of a legend's row, in inches.
 _LEGEND_ROW = 0.17
 
 
 def accuracy_by_r(findings: Findings) -> Picture | None:
     """The main metric of LoRA against r, with full fine-tuning's interval as a band and the trained head as a line."""
-    methods = _shown(findings)
+    methods = shown_methods(findings.tables["methods"])
     sweep = methods[methods["method"] == "lora"]
     if sweep.empty:
         return None
@@ -58,9 +66,9 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     by_place = sorted(rs_of[rs_of > 0].index, key=lambda t: t != MAIN_TARGETS)
     targets = [t for t in by_place if rs_of[t] == 1 == rs_of.max() or rs_of[t] > 1][: len(SERIES)]
     sweep = sweep[sweep["targets"].isin(targets)]
-    shown = pd.concat([sweep, methods[methods["method"].isin(["full", "head"])]])
+    shown = pd.concat([sweep, methods[methods["method"].isin(_LINES)]])
     log = _by_factors(shown)
-    figure, parts = broken_axis(_ends(shown, "lora", "full", "head"), log=log)
+    figure, parts = broken_axis(ends(shown, "lora", *_LINES), log=log)
     for (color, marker, line), target in zip(SERIES * 4, targets, strict=False):
         rows = sweep[sweep["targets"] == target].sort_values("r")
         for axes, low, high in parts:
@@ -82,27 +90,27 @@ def accuracy_by_r(findings: Findings) -> Picture | None:
     parts[0][0].set_ylabel(f"{metric} (log scale)" if log else metric)
     looks = zip(SERIES * 4, targets, strict=False)
     series = [Line2D([], [], color=c, marker=m, ls=line, label=f"LoRA on {t}") for (c, m, line), t in looks]
-    handles = (series if len(series) > 1 else []) + _interval_kinds(sweep)
+    handles = (series if len(series) > 1 else []) + interval_kinds(sweep)
     if handles:
         # Above the picture: inside it, there is no place that no curve or interval could come to.
         legend_above(figure, handles, handletextpad=0.4, columnspacing=1.2)
     task, n = sweep["task"].iloc[0], int(sweep["n_eval"].iloc[0])
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) of LoRA on {' and '.join(targets)} against r. "
-        f"{_band_words(full, head)} {_interval_words(methods)} Paired differences to full fine-tuning are "
-        f"in the table.{_left_out_words(by_place, targets)}{_choice_words(findings)}{_cut_words(shown)}"
+        f"{_band_words(full, head)} {interval_words(shown, lines=_LINES)} Paired differences to full fine-tuning are "
+        f"in the table.{_left_out_words(by_place, targets)}{_choice_words(findings)}{cut_words(shown)}"
     )
     return Picture("accuracy_by_r", f"{metric.capitalize()} against r", figure, caption)
 
 
 def accuracy_by_parameters(findings: Findings) -> Picture | None:
     """The main metric against the number of trained parameters, head included, on a log axis."""
-    methods = _shown(findings).dropna(subset=["trainable_params"])
+    methods = shown_methods(findings.tables["methods"]).dropna(subset=["trainable_params"])
     if methods.empty:
         return None
     metric = methods["metric"].iloc[0]
     log = _by_factors(methods)
-    figure, parts = broken_axis(_ends(methods, *methods["method"].unique()), log=log)
+    figure, parts = broken_axis(ends(methods, *methods["method"].unique()), log=log)
     loras = methods[methods["method"] == "lora"]
     main = MAIN_TARGETS if MAIN_TARGETS in set(loras["targets"]) else next(iter(loras["targets"]), None)
     crowded = loras["targets"].nunique() > 1
@@ -125,7 +133,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
             axes.annotate(say.method_name(row), (x, row["accuracy_mean"]), xytext=(8 * side, 0), fontsize=8,
                           color=color, **place)  # fmt: skip
         elif kind == "lora":
-            top = row["accuracy_ci_high"] if _has_interval(row) else row["accuracy_mean"]
+            top = row["accuracy_ci_high"] if has_interval(row) else row["accuracy_mean"]
             # Among the points of other targets there is room for the number alone.
             label, name = (row["r"], f"LoRA on {main}, r above") if crowded else (f"r = {row['r']}", f"LoRA on {main}")
             axes.annotate(f"{label}", (x, top), xytext=(0, 4), fontsize=8, color=color, textcoords="offset points",
@@ -134,7 +142,7 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
         else:
             series[kind] = color, marker, say.method_name(row) if kind in ("full", "head") else kind
     handles = [Line2D([], [], ls="none", marker=m, color=c, label=label) for c, m, label in series.values()]
-    handles = (handles if len(handles) > 1 else []) + _interval_kinds(methods)
+    handles = (handles if len(handles) > 1 else []) + interval_kinds(methods)
     if handles:
         columns = legend_above(figure, handles, handletextpad=0.2, columnspacing=1.4)
         # What a legend of many rows takes is not to come out of the axes.
@@ -157,11 +165,11 @@ def accuracy_by_parameters(findings: Findings) -> Picture | None:
     model = methods["model"].iloc[0] + (f" ({say.count(total.iloc[0])} parameters)" if len(total) else "")
     caption = (
         f"{metric.capitalize()} on {task} ({n:,} evaluation rows) against how many parameters of {model} are trained. "
-        f"{_interval_words(methods)}{_choice_words(findings)}"
+        f"{interval_words(methods)}{_choice_words(findings)}"
     )
     if _set_apart(methods["trainable_params"]) != methods["trainable_params"].astype(float).tolist():
         caption += " Points of almost as many parameters stand side by side; the table has the counts."
-    caption += _cut_words(methods)
+    caption += cut_words(methods)
     return Picture("accuracy_by_parameters", f"{metric.capitalize()} against trainable parameters", figure, caption)
 
 
@@ -200,55 +208,21 @@ def _choice_words(findings: Findings) -> str:
     return f" Of several {among} the best on these rows is shown, which flatters it." if among else ""
 
 
-def _ends(methods: pd.DataFrame, *kinds: str) -> list[float]:
-    """What has to be in the picture: all means, and their intervals as far as :func:`_reach` lets them."""
-    rows = methods[methods["method"].isin(kinds)]
-    values = rows[["accuracy_mean", "accuracy_ci_low", "accuracy_ci_high"]].to_numpy(dtype=float).ravel()
-    return np.clip(values[np.isfinite(values)], *_reach(rows)).tolist()
-
-
-def _reach(rows: pd.DataFrame) -> tuple[float, float]:
-    """How far intervals may go: one of three unlike seeds would press all others into a line."""
-    means = rows["accuracy_mean"].to_numpy(dtype=float)
-    halves = rows["accuracy_ci_high"].to_numpy(dtype=float) - means
-    halves = halves[np.isfinite(halves)]
-    room = max(_ROOM * np.ptp(means), _NARROW * (np.median(halves) if len(halves) else 0.0))
-    return float(means.min() - room), float(means.max() + room)
-
-
-def _cut_words(rows: pd.DataFrame) -> str:
-    low, high = _reach(rows)
-    outside = (rows["accuracy_ci_low"] < low) | (rows["accuracy_ci_high"] > high)
-    return " An interval that leaves the picture is wider than it." if outside.any() else ""
-
-
 def _point(axes, x: float, row: pd.Series, color: str, marker: str) -> None:
     """A value with its interval: filled where the interval is over seeds, open where it is over evaluation rows."""
     mean, low, high = row["accuracy_mean"], row["accuracy_ci_low"], row["accuracy_ci_high"]
-    around = [[mean - low], [high - mean]] if _has_interval(row) else None
-    face = color if str(row["ci_method"]).startswith("t ") else "white"
+    around = [[mean - low], [high - mean]] if has_interval(row) else None
+    face = color if is_over_seeds(row["ci_method"]) else "white"
     axes.errorbar(
         [x], [mean], yerr=around, color=color, marker=marker, markerfacecolor=face, capsize=3, lw=1.2, zorder=3
     )
-
-
-def _shown(findings: Findings) -> pd.DataFrame:
-    """The methods table's best settings. Bounds of the score that stand for no interval are no bar: NaN."""
-    methods = best_settings(findings.tables["methods"])
-    none = methods["ci_method"] == NO_INTERVAL
-    ends = ["accuracy_ci_low", "accuracy_ci_high"]
-    return methods.assign(**methods[ends].mask(none))
-
-
-def _has_interval(row: pd.Series) -> bool:
-    return bool(np.isfinite([row["accuracy_ci_low"], row["accuracy_ci_high"]]).all())
 
 
 def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
     """A line at the mean, the interval as a hatched band, and name and value at the right edge."""
     axes = next(a for a, low, high in parts if low <= row["accuracy_mean"] <= high)
     ends = row["accuracy_ci_low"], row["accuracy_ci_high"]
-    if _has_interval(row):
+    if has_interval(row):
         axes.axhspan(*ends, facecolor=color, alpha=0.10, lw=0, zorder=0)
         axes.axhspan(*ends, facecolor="none", edgecolor=color, alpha=0.3, hatch=hatch, lw=0, zorder=0)
     axes.axhline(row["accuracy_mean"], color=color, lw=1.2, ls="-" if row["method"] == "full" else ":", zorder=1)
@@ -265,39 +239,13 @@ def _band(parts, row: pd.Series, color: str, hatch: str) -> None:
     )
 
 
-def _interval_kinds(methods: pd.DataFrame) -> list[Line2D]:
-    """Filled and open markers for the legend, where both occur."""
-    kinds = methods.loc[methods["method"] == "lora", "ci_method"].dropna()
-    over_seeds = kinds.str.startswith("t ")
-    if not over_seeds.any() or over_seeds.all():
-        return []
-    looks = (("interval over seeds", GREY), ("interval over evaluation rows", "white"))
-    return [Line2D([], [], ls="none", marker="o", color=GREY, markerfacecolor=face, label=text) for text, face in looks]
-
-
 def _band_words(full: pd.Series | None, head: pd.Series | None) -> str:
     words = []
     if full is not None:
-        words.append("Hatched band: full fine-tuning.")
+        words.append(f"{'Hatched band' if has_interval(full) else 'Solid'}: full fine-tuning.")
     if head is not None:
         words.append("Dotted: only the head is trained.")
     return " ".join(words)
-
-
-def _interval_words(methods: pd.DataFrame) -> str:
-    """What bars and bands are, for the methods at hand."""
-    kinds = [str(m) for m in dict.fromkeys(methods["ci_method"].dropna())]
-    over_seeds = [m for m in kinds if m.startswith("t ")]
-    over_rows = [m for m in kinds if not m.startswith(("t ", "no ")) and m != NO_INTERVAL]
-    words = []
-    if over_seeds:
-        words.append(f"filled: {', '.join(over_seeds)}")
-    if over_rows:
-        words.append(f"open: {', '.join(over_rows)}, one or two seeds")
-    if not words:
-        return "No intervals: predictions are not at hand."
-    none = " A point without a bar scores alike on every resample of the rows." if NO_INTERVAL in kinds else ""
-    return f"Bars are 95 % intervals ({'; '.join(words)}).{none}"
 
 
 def _short_count(value: float) -> str:

@@ -15,8 +15,10 @@ COLUMNS = ("step", "name", "stable_rank", "energy_rank_90", "sigma_max", "fro_no
 class RankTables:
     """The files of one callback's trainings: ``ranks.csv``, and beside it ``ranks-2.csv``, ``ranks-3.csv``, ...
 
-    Which training has which file is known to this object alone. In another process the first training that is begun or
-    resumed has ``ranks.csv``: give each of several its own path, where they are to be resumed there.
+    Which training has which file is known to this object alone, and so in one process alone: there a training that is
+    resumed goes on with its own. In another process files are given out anew, in the order in which trainings are begun
+    or resumed. The first has ``ranks.csv``, whoever's it was, and drops its rows after the step that it goes on from.
+    Where several trainings are to be resumed in another process, give each a callback with a path of its own.
 
     Parameters
     ----------
@@ -37,7 +39,8 @@ class RankTables:
         place : str
             Where its checkpoints are: what a resumed training has in common with the one that it goes on with.
         step : int
-            Steps done; above 0 it is a resumed one, and has the table of the last one of that place.
+            Steps done; above 0 it is a resumed one, and has the table of the last one of that place that this object
+            has opened; the next free one, where there is none.
         again : bool
             The last one of that place was broken off and is begun again: its table is replaced.
 

@@ -8,10 +8,23 @@ import numpy as np
 import pytest
 
 from rankprobe.paper.published import published
+from rankprobe.report import comparison
 from rankprobe.report.answer import answer
 from rankprobe.report.findings import find
 from rankprobe.report.page_tables import cost_cells
+from rankprobe.report.rank_cells import answer_blocks
 from tests.report.synthetic import make_run
+
+
+def test_the_gain_is_bootstrapped_once_for_claims_answer_and_config(tmp_path, monkeypatch):
+    runs = [make_run(tmp_path, seed=seed, accuracy=0.8 + 0.003 * seed, n=4000, **settings)
+            for settings in ({"method": "full"}, {"r": 8}) for seed in range(3)]  # fmt: skip
+    runs.append(make_run(tmp_path, method="head", accuracy=0.56, n=4000))
+    compared = []
+    monkeypatch.setattr(comparison, "difference", lambda a, b, of=comparison.difference: compared.append(b) or of(a, b))
+    found = find(runs, None, published())
+    assert found.answers["q,v"].r == 8 and answer(found) and answer_blocks(found)
+    assert found.gain.low > 0.2 and [[run["run_id"] for run in head] for head in compared] == [[runs[-1]["run_id"]]]
 
 
 @pytest.mark.parametrize("n, told, head", [

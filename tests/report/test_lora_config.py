@@ -12,6 +12,7 @@ from rankprobe.paper.published import published
 from rankprobe.report.findings import find
 from rankprobe.report.lora_config import answered_config, as_python, fused_note, lora_config
 from rankprobe.report.report import build_report
+from rankprobe.report.stats import Estimate
 from tests.experiment.test_runs import planned, task  # noqa: F401  (the fixture)
 from tests.report.test_rank_cells import sweep
 
@@ -46,11 +47,13 @@ def test_kinds_that_share_a_name_are_told_apart(tmp_path, task, targets):  # noq
 
 def test_the_answers_r_is_what_the_page_and_the_file_say(tmp_path):
     runs = sweep(tmp_path / "runs", {1: 0.7, 8: 0.797})
-    answer = find(runs, None, published()).answers["q,v"]
+    found = find(runs, None, published())
     for run in runs:
         name = "bert.encoder.layer.0.attention.self.query.weight"
         pd.DataFrame({"name": [name]}).to_csv(f"{run['path']}/ranks.csv", index=False)
-    config, lr, _ = answered_config(runs, "q,v", answer)
+    config, lr, _ = answered_config(runs, "q,v", found.answers["q,v"], found.gain)
+    small = Estimate(0.03, 0.01, 0.05, "", 3)
+    assert answered_config(runs, "q,v", found.answers["q,v"], small) is None, "a trained head may do as well"
     assert config["r"] == 8 and config["target_modules"] == ["query"] and lr == runs[-1]["spec"]["lr"]
     assert as_python(config).startswith('LoraConfig(r=8, lora_alpha=16, target_modules=["query"], lora_dropout=0.0')
 

@@ -17,7 +17,6 @@ from rankprobe.paper.published import published
 from rankprobe.report.findings import Findings, find
 from rankprobe.report.plots import draw_pictures
 from rankprobe.report.score_plots import accuracy_by_parameters, accuracy_by_r
-from rankprobe.report.stats import NO_INTERVAL
 from rankprobe.report.style import WIDTH_IN, broken_axis, legend_above, png, save_picture, style, svg
 from tests.report.synthetic import make_latency, make_run
 
@@ -257,23 +256,6 @@ def test_a_curve_against_r_has_several(crowd):
     assert "of LoRA on q,v and q against r" in caption, "k was trained with one r alone"
 
 
-def test_a_point_without_an_interval_has_no_bar_and_no_words_of_one(tmp_path):
-    """Where all resamples score alike the bounds of the score stand in the table: no bar across the picture."""
-    runs = [make_run(tmp_path, method="full", n=60), make_run(tmp_path, r=8, n=60), make_run(tmp_path, r=2, n=60)]
-    found = find(runs, None, published())
-    methods = found.tables["methods"]
-    methods.loc[methods["r"] == 2, ["accuracy_ci_low", "accuracy_ci_high", "ci_method"]] = -1.0, 1.0, NO_INTERVAL
-    for draw in (accuracy_by_parameters, accuracy_by_r):
-        picture = draw(found)
-        bars = [bar for axes in picture.figure.axes for bar in axes.containers]
-        assert sorted(bar.has_yerr for bar in bars) == [False, *[True] * (len(bars) - 1)]
-        assert len(bars) == (3 if draw is accuracy_by_parameters else 2)
-        assert "A point without a bar scores alike on every resample of the rows." in picture.caption
-        assert "none" not in picture.caption and "leaves the picture" not in picture.caption
-        for axes in picture.figure.axes:
-            assert all(text.xy[1] < 1 for text in axes.texts), "r = 2 is written at its point"
-
-
 def test_targets_that_are_not_drawn_are_named(tmp_path):
     runs = [make_run(tmp_path, r=8, n=60, targets=targets) for targets in ("q", "k", "v", "o", "q,k", "q,v")]
     caption = accuracy_by_r(find(runs, None, published())).caption
@@ -302,12 +284,3 @@ def test_points_of_an_r_by_matrix_are_named_as_such(tmp_path):
     for more, expected in (([], names), ([by_matrix], names | {"LoRA, r by matrix"})):
         picture = accuracy_by_parameters(find(runs + more, None, published()))
         assert {text.get_text() for text in picture.figure.legends[0].get_texts()} == expected
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_score_whose_interval_is_open_is_drawn_without_one(tmp_path):
-    runs = [make_run(tmp_path, method="full", n=60), *(make_run(tmp_path, r=r, n=60) for r in (1, 8))]
-    found = find(runs, None, published())
-    found.tables["methods"]["accuracy_ci_high"] = np.inf  # a perplexity of which all resamples are alike
-    drawn = {picture.name: picture.figure.canvas.draw() for picture in draw_pictures(found)}
-    assert {"accuracy_by_r", "accuracy_by_parameters"} <= drawn.keys()

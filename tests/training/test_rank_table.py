@@ -60,3 +60,14 @@ def test_each_training_has_a_file_of_its_own_and_a_resumed_one_its_last(tmp_path
     assert opened("fold0", 7) == "ranks.csv" and opened("fold1", 0, again=True) == "ranks-2.csv"
     assert opened("fold2", 5) == "ranks-3.csv", "resumed from an earlier process: no other's rows are dropped"
     assert opened("fold0", 0) == "ranks-4.csv" and opened("fold0", 3) == "ranks-4.csv"
+
+
+def test_in_another_process_the_first_that_is_resumed_has_the_first_file_whoevers_it_was(tmp_path):
+    """As the docstring warns; what is kept in memory alone cannot be known there."""
+    path = tmp_path / "ranks.csv"
+    here = RankTables(path)
+    here.open("fold0", 0).add(ROWS)
+    here.open("fold1", 0).add(ROWS)
+    there = RankTables(path)
+    assert there.open("fold1", 7).path == path and there.open("fold0", 7).path.name == "ranks-2.csv"
+    assert path.read_text() == HEADER + "5,a.weight,1.5,2,0.1,0.2\n"

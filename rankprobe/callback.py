@@ -72,7 +72,7 @@ class RankCallback(TrainerCallback):
     path : Path, optional
         A CSV for the figures too: step, name, stable_rank, energy_rank_90, sigma_max, fro_norm. Where one callback
         serves several trainings, as in cross-validation, the second has ``ranks-2.csv`` beside ``ranks.csv``, and so
-        on; one that is resumed goes on with its own.
+        on; one that is resumed goes on with its own, in the same process. In another give each a path of its own.
     each : bool
         Log every matrix; without, the means alone.
 

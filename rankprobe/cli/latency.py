@@ -109,10 +109,11 @@ def latency(
         return
     columns = ["variant", "batch", "length", "n", "latency_ms", "ratio", "ratio_ci_low", "ratio_ci_high"]
     columns += ["method_params"] if bottlenecks else []
+    trained = "; method params: trained besides the head, of the base by full fine-tuning" if bottlenecks else ""
     print_table(
         table[columns].round(4),
         title=f"{plan.source.name}, r={r}, {plan.spec.dtype} on {plan.spec.device}",
-        notes=f"intervals: {table['ci_method'].iloc[0]}; ratios to the base of the same round",
+        notes=f"intervals: {table['ci_method'].iloc[0]}; ratios to the base of the same round{trained}",
     )
 
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rankprobe.cli.progress import TerminalObserver, say_record
 from rankprobe.cli.work import Extra
-from rankprobe.errors import RankprobeError
+from rankprobe.errors import RankprobeError, WorkError
 from rankprobe.experiment.executors import Executor
 from rankprobe.experiment.intrinsic import IntrinsicSweep, finished_intrinsic, plan_intrinsic, run_intrinsic
 from rankprobe.experiment.latency import LatencyPlan, execute_latency, latency_done
 from rankprobe.experiment.pairs import PairPlan, execute_pair, plan_pair
 from rankprobe.experiment.planned_run import PlannedRun
-from rankprobe.experiment.store import ERROR_FILE, finished
+from rankprobe.experiment.store import ERROR_FILE, LockedError, finished
 from rankprobe.experiment.sweep import Place, PlannedStudy
-from rankprobe.experiment.unmeasured import Unmeasured, bare, unmeasured
+from rankprobe.experiment.unmeasured import Unmeasured, bare, say_once, unmeasured
 from rankprobe.paper.reproduce import Needs, Scale
 from rankprobe.paper.table1 import plan_table1
 from rankprobe.report.comparison import MAIN_TARGETS
@@ -102,7 +102,7 @@ def _last_of(planned: Sequence[PlannedStudy], plans: Sequence[PairPlan]) -> int:
 def _pairs(
     plans: Sequence[PairPlan], observer: TerminalObserver, stop: Callable[[], bool], executor: Executor
 ) -> Iterator[None]:
-    given_up: list[Unmeasured] = []
+    given_up: list[WorkError] = []
     for plan in plans:
         there = finished(plan.folder)
         if not there and (stop() or not all(_ready(run) for run in (plan.x, plan.y))):
@@ -112,15 +112,14 @@ def _pairs(
         try:
             with unmeasured(f"what {plan.name} share", plan.folder / ERROR_FILE):
                 execute_pair(plan, observer=observer)
-        except Unmeasured as error:
+        except (Unmeasured, LockedError) as error:
             given_up.append(bare(error))
+            say_once(error, observer)
             continue
         except RankprobeError as error:
             observer.say(f"{plan.name}: {error}")
             continue
         yield
-    for error in given_up[1:]:
-        observer.say(f"rankprobe: warning: {error}")
     if given_up:
         raise given_up[0]
 

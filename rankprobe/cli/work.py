@@ -23,7 +23,7 @@ from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.output import claim_output, hold_output, read_plan
 from rankprobe.experiment.store import ERROR_FILE, LockedError, finished, read_record
 from rankprobe.experiment.sweep import PlannedStudy, run_study, untuned_note
-from rankprobe.experiment.unmeasured import Unmeasured, bare, guarded, unless_given_up, unmeasured
+from rankprobe.experiment.unmeasured import Unmeasured, bare, guarded, say_once, unless_given_up, unmeasured
 
 # Pictures and pages are for people, who look now and then.
 _PAGES_EVERY_S = 60.0
@@ -60,11 +60,6 @@ class Extra:
     def name(self) -> str:
         """Its first key in the plan: ``pairs``."""
         return next(iter(self.entry))
-
-    @property
-    def error_file(self) -> str:
-        """In the run store, for what went wrong that no check foresaw."""
-        return f"{self.name}-{ERROR_FILE}"
 
 
 def run_studies(
@@ -200,14 +195,22 @@ def run_studies(
                     latency_left = not _latency(latency, observer, stop, given_up)
             for extra in extras:
                 if extra.after == number:
-                    part = guarded(extra.run(observer, stop, executor), extra.name, runs_folder / extra.error_file)
-                    for _ in unless_given_up(part, given_up):
+                    error_file = runs_folder / f"{out.name}-{extra.name}-{ERROR_FILE}"
+                    before = len(given_up)
+                    work = guarded(extra.run(observer, stop, executor), extra.name, error_file)
+                    for _ in unless_given_up(work, given_up):
                         claim_output(out, plan)  # an extra's entry may have grown
                         renew()
+                    for error in given_up[before:]:
+                        say_once(error, observer)
+                    if extra.lines and not stop() and len(given_up) == before:  # all of it was measured
+                        error_file.unlink(missing_ok=True)
             if not todo and then is not None and not stop():
                 render(out, plan, runs_folder, figures=False)  # where no rate can be chosen, the tables say why
                 (chosen, not_chosen), then, keep = then(), None, keep_weights
                 given_up += not_chosen
+                for error in not_chosen:
+                    say_once(error, observer)
                 if not chosen:
                     continue
                 todo = list(chosen)
@@ -235,7 +238,7 @@ def run_studies(
         done = sum(bool(finished(runs_folder / run_id)) for run_id in plan["runs"])
         click.echo(f"Stopped after {hours:g} hours with {done} of {len(plan['runs'])} runs; the same command goes on.")
     for error in given_up[0 if bad else 1 :]:  # the command ends with one error
-        observer.say(f"rankprobe: warning: {error}")
+        say_once(error, observer)
     raise_bad(bad.values(), len(plan["runs"]), runs_folder)
     if given_up:
         raise given_up[0]
@@ -287,4 +290,5 @@ def _latency(
         return False
     except Unmeasured as error:
         given_up.append(bare(error))
+        say_once(error, observer)
     return True

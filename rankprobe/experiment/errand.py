@@ -17,7 +17,7 @@ from rankprobe.experiment.pieces import Piece, perform
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import versions
 from rankprobe.experiment.record import clear_unfinished
-from rankprobe.experiment.redo import take_over
+from rankprobe.experiment.redo import INCOMING, take_over
 from rankprobe.experiment.store import ERROR_FILE, LockedError, finished, hidden, lock, read_record, write_atomic
 from rankprobe.experiment.truncation import CURVE_FILE, RANK_FILE, truncation_done
 from rankprobe.experiment.unmeasured import Unmeasured
@@ -166,6 +166,7 @@ def install(piece: Piece, made: dict[str, Files]) -> None:
         with lock(run.folder):
             if piece.truncation:
                 if not truncation_done(run):
+                    (run.folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before this one
                     for name in (CURVE_FILE, RANK_FILE):
                         write_atomic(run.folder / name, files[name].decode())
             elif not piece.record(run):
@@ -183,7 +184,7 @@ def install_error(piece: Piece, made: dict[str, Files]) -> None:
 def _install_run(run: PlannedRun, files: Files) -> None:
     if not finished(run.folder):
         clear_unfinished(run.folder)
-    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=run.folder) as place:
+    with tempfile.TemporaryDirectory(prefix=INCOMING, dir=run.folder) as place:
         _write_files(Path(place), files)
         take_over(Path(place), run.folder)
 
@@ -195,7 +196,8 @@ def wait_until_seen(piece: Piece, records: Sequence[dict]) -> None:
     ----------
     piece : Piece
     records : sequence of dict
-        What it sent. Of a run that failed there is a record of that, or still its own where it was done again in vain.
+        What it sent. Of a run that failed or diverged there is a record of that, or still its own where it was done
+        again in vain.
 
     Raises
     ------
@@ -203,12 +205,12 @@ def wait_until_seen(piece: Piece, records: Sequence[dict]) -> None:
         If it does not come.
     """
     end = time.monotonic() + _SEEN_S
-    failed = {record["run_id"] for record in records if record["status"] == "failed"}
+    in_vain = {record["run_id"] for record in records if record["status"] != "ok"}
 
     def seen(run: PlannedRun) -> bool:
         if piece.truncation:
             return truncation_done(run)
-        found = read_record(run.folder) if run.run_id in failed else piece.record(run)
+        found = read_record(run.folder) if run.run_id in in_vain else piece.record(run)
         return found is not None
 
     while not all(seen(run) for run in piece.runs):

@@ -266,6 +266,7 @@ def run_intrinsic(
     observer = observer or Silent()
     first = next(run for run in sweep.reference.runs if run.spec.method == "full")
     records: dict[str, dict] = {}
+    in_vain: list[dict] = []
 
     def piece(run: PlannedRun) -> Piece:
         need = functional_rank and run.run_id == first.run_id and not truncation_done(run)
@@ -277,9 +278,15 @@ def run_intrinsic(
             together = [run] if executor.width == 1 else _together(sweep, run)
             for record in executor([piece(other) for other in together], observer, stop):
                 records[record["run_id"]] = record
+            record = records.get(run.run_id)
+            if record and record["status"] == "failed" and (there := finished(run.folder)):
+                # Done again for its weights in vain: the walk goes by what there is, as it did and will.
+                in_vain.append(record)
+                records[run.run_id] = there
         return records.get(run.run_id)
 
     yield from walk(sweep, do)
+    yield from in_vain
     if functional_rank:
         yield from executor([Piece((first,), truncation=True)], observer, stop)
 

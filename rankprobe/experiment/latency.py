@@ -27,7 +27,7 @@ from rankprobe.experiment.models import set_threads
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.parts import Parts
 from rankprobe.experiment.provenance import device_record, git_state, versions
-from rankprobe.experiment.store import RUN_FILE, finished, lock, write_atomic, write_table
+from rankprobe.experiment.store import ERROR_FILE, RUN_FILE, finished, lock, write_atomic, write_table
 from rankprobe.training.latency import measure_latency
 from rankprobe.weights.source import ModelSource
 from rankprobe.weights.targets import canonical_targets
@@ -186,6 +186,7 @@ def execute_latency(
         return pd.read_csv(plan.folder / LATENCY_FILE)
     spec = plan.spec
     with lock(plan.folder):
+        (plan.folder / ERROR_FILE).unlink(missing_ok=True)
         set_threads(spec.threads)
         device = device_record(spec.device, spec.threads)
         parts = Parts(plan.folder, json.dumps([plan.run_id, device, versions()], sort_keys=True))

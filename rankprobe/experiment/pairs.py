@@ -16,7 +16,7 @@ from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.pair_files import TABLES, read_pair
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.provenance import git_state, versions
-from rankprobe.experiment.store import RUN_FILE, files_of, finished, lock, write_atomic, write_table
+from rankprobe.experiment.store import ERROR_FILE, RUN_FILE, files_of, finished, lock, write_atomic, write_table
 
 # Of these a row is about one side: which run that is stands beside it.
 _BY_SIDE = ("amplification", "intruders")
@@ -97,6 +97,7 @@ def execute_pair(plan: PairPlan, *, observer: Observer | None = None) -> dict[st
             got = "no finished run" if record is None else f"status {record['status']}"
             raise WorkError(must(run.run_id, "have ended well to be compared", got, "Run the same command again"))
     with lock(plan.folder):
+        (plan.folder / ERROR_FILE).unlink(missing_ok=True)
         start, seen = time.perf_counter(), 0
 
         def progress(matrix) -> None:

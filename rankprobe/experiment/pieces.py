@@ -17,7 +17,7 @@ from rankprobe.experiment.redo import drop_leftovers
 from rankprobe.experiment.runs import execute
 from rankprobe.experiment.store import ERROR_FILE, LockedError, finished, lock
 from rankprobe.experiment.truncation import measure_truncation, truncation_done
-from rankprobe.experiment.unmeasured import Unmeasured, unmeasured
+from rankprobe.experiment.unmeasured import Unmeasured, bare, say_once, unmeasured
 
 # How long what another process holds is left alone before it is looked at again.
 _LATER_S = 2.0
@@ -144,7 +144,7 @@ class Agenda:
         self._training = Counter(run.run_id for piece in pieces if not piece.truncation for run in piece.runs)
         self._not_before: dict[str, float] = {}
         self._losses: Counter[str] = Counter()
-        self._given_up: list[str] = []
+        self._given_up: list[Unmeasured] = []
         self._heard: set[str] = set()
 
     def __bool__(self) -> bool:
@@ -220,7 +220,7 @@ class Agenda:
         self.end(piece)
         if piece.truncation:
             got = f"{how}, {losses} times"
-            self._given_up.append(must(piece.label, "be measured", got, "Run the same command with more memory"))
+            self._give_up(Unmeasured(must(piece.label, "be measured", got, "Run the same command with more memory")))
             return []
         got, next_step = f"{how}, {losses} times", "Lower the batch size, or do fewer runs at once"
         error = must("what does a run", "live until its end", got, next_step)
@@ -229,7 +229,7 @@ class Agenda:
 
     def unmeasured(self, piece: Piece, error: Unmeasured) -> None:
         """A functional rank could not be measured; the others go on."""
-        self._given_up.append(str(error))
+        self._give_up(bare(error))
         self.end(piece)
 
     def pause(self) -> None:
@@ -237,17 +237,19 @@ class Agenda:
         time.sleep(_PAUSE_S)
 
     def close(self) -> None:
-        """Say at the end what had to be given up and has no record of its own.
+        """The end.
 
         Raises
         ------
         Unmeasured
-            If a functional rank could not be measured.
+            If functional ranks could not be measured, which have no record of that: the first of what was said.
         """
-        for error in self._given_up[1:]:
-            self._observer.say(f"rankprobe: warning: {error}")
         if self._given_up:
-            raise Unmeasured(self._given_up[0])
+            raise self._given_up[0]
+
+    def _give_up(self, error: Unmeasured) -> None:
+        self._given_up.append(error)
+        say_once(error, self._observer)
 
     def _waits(self, piece: Piece) -> bool:
         if piece.truncation and any(self._training[run.run_id] > 0 for run in piece.runs):

@@ -14,6 +14,7 @@ from rankprobe.experiment.record import clear_unfinished
 from rankprobe.experiment.store import ERROR_FILE, RUN_FILE, LockedError, finished, lock
 
 _AGAIN = ".again"
+INCOMING = ".incoming-"  # of what was made on another machine, while it is put into a run's folder
 _PREDICTIONS_FILE = "predictions.csv"
 
 
@@ -73,10 +74,11 @@ def take_over(place: Path, folder: Path) -> None:
 
 def drop_leftovers(folder: Path) -> None:
     """Remove what a redo that was killed left in a finished run's folder, unless someone is at it."""
-    hidden = folder / _AGAIN
-    if hidden.is_dir():
+    left = [*folder.glob(_AGAIN), *folder.glob(f"{INCOMING}*")]
+    if left:
         with contextlib.suppress(LockedError, OSError), lock(folder):
-            shutil.rmtree(hidden)
+            for path in left:
+                shutil.rmtree(path)
 
 
 def _content(path: Path) -> bytes | None:

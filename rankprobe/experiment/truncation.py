@@ -14,7 +14,7 @@ from rankprobe.experiment.models import load_base, load_trained, set_threads, sn
 from rankprobe.experiment.observer import Observer, Silent
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.runs import task_score
-from rankprobe.experiment.store import lock, write_table
+from rankprobe.experiment.store import ERROR_FILE, lock, write_table
 from rankprobe.methods.full import full_deltas
 from rankprobe.methods.lora import lora_deltas, unload_lora
 from rankprobe.tasks.metrics import truncation_metric
@@ -57,6 +57,7 @@ def measure_truncation(run: PlannedRun, observer: Observer | None = None) -> pd.
     with lock(run.folder):
         if truncation_done(run):  # another process may have ended it just now
             return pd.read_csv(run.folder / RANK_FILE)
+        (run.folder / ERROR_FILE).unlink(missing_ok=True)
         return _measure(run, observer)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rankprobe.errors import RankprobeError, WorkError, must
+from rankprobe.experiment.observer import Observer
 from rankprobe.experiment.store import LockedError
 from rankprobe.weights.model_files import one_line
 
@@ -20,6 +21,13 @@ class Unmeasured(WorkError):
     """A measurement came to nothing: what was asked for is done but for that."""
 
 
+def say_once(error: WorkError, observer: Observer) -> None:
+    """Say why something was given up when that happens, hours before the command ends with it, and not again."""
+    if not getattr(error, "said", False):
+        observer.say(f"rankprobe: warning: {error}")
+        error.said = True
+
+
 @contextlib.contextmanager
 def unmeasured(what: str, error_file: Path) -> Iterator[None]:
     """Turn what no check foresaw, want of memory too, into :class:`Unmeasured`.
@@ -29,7 +37,7 @@ def unmeasured(what: str, error_file: Path) -> Iterator[None]:
     what : str
         Is measured: ``functional rank of RUN``.
     error_file : Path
-        Gets the traceback. A measurement that succeeds takes away what an earlier one left there.
+        Gets the traceback. A measurement takes away what an earlier one left there when it begins.
 
     Raises
     ------
@@ -44,7 +52,6 @@ def unmeasured(what: str, error_file: Path) -> Iterator[None]:
         error_file.write_text(traceback.format_exc(), encoding="utf-8")
         next_step = f"See {error_file}; the same command tries again"
         raise Unmeasured(must(what, "be measured", one_line(error), next_step)) from error
-    error_file.unlink(missing_ok=True)
 
 
 def guarded(work: Iterator[T], what: str, error_file: Path) -> Iterator[T]:

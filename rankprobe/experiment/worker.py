@@ -122,6 +122,7 @@ def serve(connection: Connection, number: int) -> None:
         except BaseException as error:
             answer = ("error", (portable(error),))
         connection.send(answer)
+        answer = None  # an error's frames hold models, and a GPU's memory, while the next piece is done
 
 
 def _listen(connection: Connection, orders: SimpleQueue) -> None:

@@ -74,7 +74,8 @@ class _Rows(NamedTuple):
 
 
 # By that sha256. Names are most of a predictions.csv, and half of reading it: they are read once, and a file that has
-# others at its ends, or other labels, is not what its run says and is read whole.
+# others at its ends, or other labels, is not what its run says and is read whole. Two names inside that were swapped
+# by hand, of one label, are not noticed; neither would a changed prediction be.
 _known_rows: dict[str, _Rows] = {}
 
 

@@ -138,7 +138,11 @@ def test_why_a_functional_rank_could_not_be_measured_lies_in_the_store_either_wa
         assert f"See {file}; the same command tries again" in str(answer.error)
         install_error(piece, answer.made)
         assert "set_num_threads" in file.read_text()
-        file.unlink()
+    rank = Piece((full,), truncation=True)
+    answer = run_errand(errand(rank, seen=False, sent={full.run_id: read_files(full.folder)}), shared(full))
+    assert answer.what == "end" and set(answer.made[full.run_id]) == {"truncation.csv", "functional_rank.csv"}
+    install(rank, answer.made)
+    assert truncation_done(full) and not file.exists()
 
 
 def test_a_redo_is_waited_for_until_its_weights_are_seen(tmp_path, base, task, monkeypatch):  # noqa: F811
@@ -148,7 +152,8 @@ def test_a_redo_is_waited_for_until_its_weights_are_seen(tmp_path, base, task, m
     piece = Piece((run,), need_weights=frozenset({run.run_id}))
     with pytest.raises(WorkError, match="the run store must show what a node wrote into it"):
         wait_until_seen(piece, [old | {"weights_kept": True}])
-    wait_until_seen(piece, [old | {"status": "failed"}])  # what there was stays: there is nothing to wait for
+    for status in ("failed", "diverged"):
+        wait_until_seen(piece, [old | {"status": status}])  # what there was stays: there is nothing to wait for
     new = execute(run, need_weights=True)
     wait_until_seen(piece, [new])
     wait_until_seen(Piece((run,)), [new])

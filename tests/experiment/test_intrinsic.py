@@ -1,12 +1,14 @@
 """The walk over d: which are trained, in which order, and where it ends; with scores that are known functions of d."""
 
+import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rankprobe.experiment.intrinsic import log_grid, walk
+from rankprobe.experiment.intrinsic import log_grid, run_intrinsic, walk
+from rankprobe.experiment.store import write_atomic
 
 GRID = (10, 100, 1000, 10_000)
 
@@ -96,6 +98,48 @@ def test_runs_that_diverged_say_nothing_of_their_d():
     tried = lab.ds_of("did")
     assert set(GRID) <= set(tried)
     assert Lab({"did": lambda d: math.nan}).ds_of("did") == list(GRID)
+
+
+def test_a_run_that_is_done_again_in_vain_fails_and_the_walk_goes_as_it_went(tmp_path):
+    """For its weights, which the functional rank needs: its score is there all the same."""
+    lab = Lab({"did": rising()})
+    list(walk(lab.sweep, lab.do))
+    walked = lab.asked
+
+    def placed(run):
+        run.run_id = f"{run.spec.method}-{run.spec.d}-s{run.spec.seed}"
+        run.folder = tmp_path / run.run_id
+        return run
+
+    def record_of(run):
+        kept = run.spec.method != "full"
+        return {**lab.do(run), "schema": 1, "run_id": run.run_id, "kind": "train", "files": {}, "weights_kept": kept}
+
+    class Losing:
+        """An executor whose workers are lost where weights are needed."""
+
+        width = 1
+
+        def __call__(self, pieces, observer, stop):
+            for piece in pieces:
+                for run in piece.runs:
+                    if piece.need_weights:
+                        yield record_of(run) | {"status": "failed"}
+                    elif not piece.truncation:
+                        yield record_of(run)
+
+    lab = Lab({"did": rising()})
+    sweep = lab.sweep
+    sweep.reference.runs = [placed(run) for run in sweep.reference.runs]
+    runs_at = sweep.runs
+    sweep.runs = lambda method, d: [placed(run) for run in runs_at(method, d)]
+    first = sweep.reference.runs[0]
+    keys = ("spec", "model", "params", "timings")
+    write_atomic(first.folder / "run.json", json.dumps(record_of(first) | {key: {} for key in keys}))
+    lab.asked.clear()
+    records = list(run_intrinsic(sweep, functional_rank=True, executor=Losing()))
+    assert lab.asked == walked
+    assert [r["status"] for r in records if r["run_id"] == first.run_id] == ["ok", "failed"]
 
 
 def test_no_whole_number_between_ends_bisection():

@@ -15,9 +15,10 @@ import transformers
 
 from rankprobe.errors import UsageError
 from rankprobe.experiment import latency as measurement
-from rankprobe.experiment.latency import execute_latency, plan_latency
+from rankprobe.experiment.latency import execute_latency, latency_done, plan_latency
 from rankprobe.experiment.latency_variants import Architecture, as_callers, build_models, inputs_of, variant_names
 from rankprobe.experiment.store import finished, read_latency
+from rankprobe.experiment.unmeasured import Unmeasured, unmeasured
 from rankprobe.methods.bottleneck import Bottleneck
 from rankprobe.methods.lora import lora_layers, unload_lora
 from rankprobe.methods.lora_layer import LoRALayer
@@ -277,6 +278,16 @@ def test_a_killed_measurement_goes_on_with_the_shapes_that_are_missing(tmp_path,
     assert spy.shapes == [(1, 4), (1, 8), (2, 8)]
     pd.testing.assert_frame_equal(table[table["batch"] == 1].reset_index(drop=True), partial)
     assert finished(plan.folder) and len(table) == 3 * len(ALL)
+
+
+def test_a_measurement_that_failed_is_whole_and_without_its_error_when_it_is_done_again(tmp_path, monkeypatch):
+    plan = planned(tmp_path)
+    with pytest.raises(Unmeasured), monkeypatch.context() as patch, unmeasured("latency", plan.folder / "error.txt"):
+        patch.setattr(measurement, "measure_latency", lambda *args, **settings: [][0])
+        execute_latency(plan)
+    assert "IndexError" in (plan.folder / "error.txt").read_text()
+    execute_latency(plan)
+    assert latency_done(plan) and not (plan.folder / "error.txt").exists()
 
 
 def test_what_is_kept_of_other_settings_is_not_taken_up(tmp_path, monkeypatch):

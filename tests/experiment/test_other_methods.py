@@ -5,12 +5,15 @@ import pandas as pd
 import pytest
 
 from rankprobe.errors import UsageError
+from rankprobe.experiment import pairs
 from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.models import count_parameters, load_trained, prepare
 from rankprobe.experiment.pair_files import read_pair
 from rankprobe.experiment.pairs import execute_pair, plan_pair
 from rankprobe.experiment.runs import execute, trained_predictions
 from rankprobe.experiment.spec import METHODS
+from rankprobe.experiment.store import finished
+from rankprobe.experiment.unmeasured import Unmeasured, unmeasured
 from rankprobe.tasks.load import make_task
 from rankprobe.weights.run_folder import WHOLE_MODEL
 from tests.experiment.test_runs import examples, planned
@@ -86,13 +89,18 @@ def test_a_size_that_does_not_fit_is_refused(tmp_path, task, configuration, mess
     assert not (run.folder / "run.json").exists()
 
 
-def test_a_pair_of_runs_is_compared_once(tmp_path, task):
+def test_a_pair_of_runs_is_compared_once(tmp_path, task, monkeypatch):
     configurations = [Configuration("lora", r=r, lr=1e-2) for r in (1, 4)] + [Configuration("full", lr=1e-3)]
     runs = planned(tmp_path, task, *configurations).runs
     for run in runs:
         execute(run)
     plan = plan_pair("r1-r4", runs[0], runs[1], tmp_path / "runs", of="A")
+    with pytest.raises(Unmeasured), monkeypatch.context() as patch, unmeasured("pair", plan.folder / "error.txt"):
+        patch.setattr(pairs, "compare", lambda *args, **settings: [][0])
+        execute_pair(plan)
+    assert "IndexError" in (plan.folder / "error.txt").read_text()
     found = execute_pair(plan)
+    assert finished(plan.folder) and not (plan.folder / "error.txt").exists()
     assert set(found["amplification"]["lora_r"]) == {1, 4} and (found["amplification"]["method"] == "lora").all()
     assert found["intruders"].loc[found["intruders"]["side"] == "W0", "method"].isna().all()
     assert str(tmp_path) not in (plan.folder / "run.json").read_text()

@@ -2,12 +2,13 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
 from rankprobe.errors import UsageError
 from rankprobe.experiment.store import lock
-from rankprobe.experiment.unmeasured import Unmeasured, guarded, unless_given_up, unmeasured
+from rankprobe.experiment.unmeasured import Unmeasured, bare, guarded, say_once, unless_given_up, unmeasured
 
 
 class Model:
@@ -48,11 +49,18 @@ def test_what_is_held_elsewhere_is_given_up_too_and_a_users_mistake_is_not(tmp_p
         list(unless_given_up(guarded(failing([], UsageError("r must be 1")), "latency", tmp_path / "error.txt"), []))
 
 
-def test_a_success_takes_the_earlier_error_away(tmp_path):
+def test_what_is_not_begun_leaves_the_earlier_error_where_it_is(tmp_path):
     file = tmp_path / "latency-r8" / "error.txt"
     with pytest.raises(Unmeasured), unmeasured("latency", file):
         raise MemoryError
-    assert "MemoryError" in file.read_text()
     with unmeasured("latency", file):
-        pass
-    assert not file.exists()
+        pass  # nothing to do now
+    assert "MemoryError" in file.read_text()
+
+
+def test_a_reason_is_said_once():
+    lines = []
+    error = Unmeasured("latency must be measured.")
+    for _ in range(2):
+        say_once(bare(error), SimpleNamespace(say=lines.append))
+    assert lines == ["rankprobe: warning: latency must be measured."]

@@ -209,8 +209,6 @@ def run_studies(
                 render(out, plan, runs_folder, figures=False)  # where no rate can be chosen, the tables say why
                 (chosen, not_chosen), then, keep = then(), None, keep_weights
                 given_up += not_chosen
-                for error in not_chosen:
-                    say_once(error, observer)
                 if not chosen:
                     continue
                 todo = list(chosen)

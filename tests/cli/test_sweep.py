@@ -293,7 +293,7 @@ def test_what_another_process_measures_is_set_aside_and_said_at_the_end(tmp_path
                         dtype="float32", device="cpu", threads=1)  # fmt: skip
     observer, aside = progress.TerminalObserver(1), []
     with lock(plan.folder):
-        assert work._latency(plan, observer, lambda: False, tmp_path, aside) is False and not aside
+        assert work._latency(plan, observer, lambda: False, aside) is False and not aside
 
         def table1():
             yield "a renewal"
@@ -301,4 +301,4 @@ def test_what_another_process_measures_is_set_aside_and_said_at_the_end(tmp_path
 
         assert list(unless_given_up(table1(), aside)) == ["a renewal"]
     assert [type(error) for error in aside] == [LockedError] and "be used by one process at a time" in str(aside[0])
-    assert work._latency(plan, observer, lambda: False, tmp_path, aside) is True and len(aside) == 1
+    assert work._latency(plan, observer, lambda: False, aside) is True and len(aside) == 1

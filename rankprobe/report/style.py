@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
@@ -25,6 +26,7 @@ from rankprobe.report import numbers as say
 # Okabe & Ito's colours, told apart under every common colour blindness; each series has its own marker besides.
 BLUE, ORANGE, GREEN, PINK, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6E6E6E", "#222222"
 SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PINK, "D", ":"))
+_DPI = 200
 _BESIDE_LABELS = ("handlelength", "handletextpad", "columnspacing", "borderpad")
 WIDTH_IN = 6.5  # the text width of a printed page: fonts keep their size there
 _STYLE = {
@@ -95,20 +97,23 @@ def svg(figure: Figure) -> bytes:
 
     Text is drawn as paths, so that it looks the same without our fonts.
     """
-    return _rendered(figure, "svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    # Where everything goes is worked out once: half the time of a second file goes into that.
+    figure.set_layout_engine("none")
+    return buffer.getvalue()
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG at 200 dots an inch."""
-    return _rendered(figure, "png", dpi=200, metadata={"Software": None})
-
-
-def _rendered(figure: Figure, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
+    """The figure as PNG at 200 dots an inch, laid out as its SVG is."""
+    svg(figure)
+    buffer, dpi = io.BytesIO(), figure.dpi
     with style():
-        figure.savefig(buffer, format=kind, **options)
-    # Where everything goes is worked out once: half the time of a second file goes into that.
-    figure.set_layout_engine("none")
+        figure.set_dpi(_DPI)
+        # Not savefig, which draws once more only to find out where everything goes.
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        figure.set_dpi(dpi)
     return buffer.getvalue()
 
 

@@ -277,12 +277,12 @@ def run_intrinsic(
         if run.run_id not in records:
             together = [run] if executor.width == 1 else _together(sweep, run)
             for record in executor([piece(other) for other in together], observer, stop):
+                again = record["status"] == "failed" and record["run_id"] == first.run_id
+                if again and (there := finished(first.folder)):
+                    # Done again for its weights in vain: the walk goes by what there is, as it did and will.
+                    in_vain.append(record)
+                    record = there
                 records[record["run_id"]] = record
-            record = records.get(run.run_id)
-            if record and record["status"] == "failed" and (there := finished(run.folder)):
-                # Done again for its weights in vain: the walk goes by what there is, as it did and will.
-                in_vain.append(record)
-                records[run.run_id] = there
         return records.get(run.run_id)
 
     yield from walk(sweep, do)

@@ -74,7 +74,7 @@ def one_comparison(runs: list[dict]) -> list[dict]:
 def configurations(runs: list[dict]) -> list[list[dict]]:
     """One comparison by configuration: full first, LoRA by targets and r, head only last; by seed inside."""
     groups: dict[tuple, list[dict]] = {}
-    fields = dict.fromkeys(chain.from_iterable(run["spec"] for run in runs))
+    fields = dict.fromkeys(chain.from_iterable(dict.fromkeys(tuple(run["spec"]) for run in runs)))
     for name in (*EQUAL_FIELDS, *_NAMES, "seed"):
         fields.pop(name, None)
     for run in runs:
@@ -182,7 +182,7 @@ def difference(a: list[dict], b: list[dict]) -> Estimate | None:
             return t_interval(values, over="paired seeds")
         return Estimate(float(np.mean(values)), np.nan, np.nan, "no interval: predictions.csv is not here", len(values))
     for x, y in zip(left, right, strict=True):
-        if not np.array_equal(x.row, y.row):
+        if not x.same_rows(y.row):
             raise UsageError(
                 must(
                     "predictions of two runs",

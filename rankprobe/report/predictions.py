@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,6 @@ import pandas as pd
 
 from rankprobe.tasks.metrics import TOKEN_METRICS
 
-_READERS = 4
 _HEADER = b"row,label,prediction,score\n"
 
 
@@ -35,6 +34,10 @@ class Predictions(NamedTuple):
     prediction: np.ndarray
     score: np.ndarray | None
 
+    def same_rows(self, others: np.ndarray) -> bool:
+        """Whether these are the names of its rows, in their order; quick where they are the very array."""
+        return others is self.row or np.array_equal(others, self.row)
+
     @property
     def scored(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """What scores are made of: label, prediction, score."""
@@ -43,24 +46,19 @@ class Predictions(NamedTuple):
 
 def predictions(run: dict) -> Predictions | None:
     """A run's predictions.csv; None where the file is not there."""
-    path = Path(run["path"]) / "predictions.csv"
+    # A string, not a Path: tables ask for each run's again and again, and making a Path would be most of the answer.
+    path = os.path.join(run["path"], "predictions.csv")
     try:
         asked = not TOKEN_METRICS.keys().isdisjoint(run["task"]["metrics"])
-        return _read_predictions(path, path.stat().st_mtime_ns, run["task"]["eval_sha256"], asked)
+        return _read_predictions(path, os.stat(path).st_mtime_ns, run["task"]["eval_sha256"], asked)
     except FileNotFoundError:
         return None
 
 
-def read_ahead(runs: Iterable[dict]) -> None:
-    """Read the predictions of many runs, a few at a time: pandas' parser lets other threads work meanwhile."""
-    with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(predictions, runs))
-
-
 @lru_cache(maxsize=4096)
-def _read_predictions(path: Path, mtime_ns: int, rows_sha256: str, scores: bool) -> Predictions:
+def _read_predictions(path: str, mtime_ns: int, rows_sha256: str, scores: bool) -> Predictions:
     """Kept in memory: tables are made anew as runs of a sweep end, and a finished run does not change."""
-    content = path.read_bytes()
+    content = Path(path).read_bytes()
     known = _known_rows.get(rows_sha256)
     if known is not None and _ends(content) == known.ends:
         label, prediction, score = _numbers(content, scores)
@@ -108,14 +106,13 @@ def _one_digit_classes(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     if not content.startswith(_HEADER) or not content.endswith(b"\n") or b'"' in content:
         return None
     text = np.frombuffer(content, dtype=np.uint8)[len(_HEADER) :]
-    ends, commas = (np.flatnonzero(text == ord(mark)) for mark in "\n,")
-    # A line ends with ``,LABEL,PREDICTION,SCORE``: its last three commas are before them.
-    before = np.searchsorted(commas, ends)
-    if len(ends) == 0 or before[0] < 3:
+    marks = np.flatnonzero((text == ord(",")) | (text == ord("\n")))
+    ends = np.flatnonzero(text[marks] == ord("\n"))
+    # A line ends with ``,LABEL,PREDICTION,SCORE``: three commas at the least are in it, and the last three before these.
+    if len(ends) == 0 or np.diff(ends, prepend=-1).min() < 4:
         return None
-    first, second, third = (commas[before - i] for i in (3, 2, 1))
-    inside = first[1:] > ends[:-1]
-    if not (inside.all() and (second - first == 2).all() and (third - second == 2).all()):
+    first, second, third = (marks[ends - i] for i in (3, 2, 1))
+    if not ((second - first == 2).all() and (third - second == 2).all()):
         return None
     label, prediction = (text[comma + 1].astype(np.int64) - ord("0") for comma in (first, second))
     both = np.stack([label, prediction])

@@ -212,7 +212,7 @@ def _stand_in(reference: Configuration, ordered: list[Configuration]) -> str:
 
 def _rows_in_common(configurations: Sequence[Configuration]) -> int:
     first, *others = (np.asarray(table[0]) for each in configurations for table in each.finished.values())
-    if any(not np.array_equal(first, labels) for labels in others):
+    if any(labels is not first and not np.array_equal(first, labels) for labels in others):
         got = "labels that differ"
         raise UsageError(must("configurations", "be scored on the same eval rows", got, "Pass runs of one eval set"))
     return len(first)

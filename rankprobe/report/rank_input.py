@@ -111,7 +111,7 @@ def _configuration(group: list[dict], rows: dict[str, np.ndarray]) -> Configurat
             if table is None:
                 next_step = "Answer where the sweep ran; a clone has no predictions"
                 raise UsageError(must("A run", "have its predictions.csv", f"none for {run['run_id']}", next_step))
-            if not np.array_equal(table.row, rows.setdefault("first", table.row)):
+            if not table.same_rows(rows.setdefault("first", table.row)):
                 rule = "be of the same rows in the same order"
                 raise UsageError(must("predictions of two runs", rule, run["run_id"], "Redo the runs on one task"))
             seeds[run["spec"]["seed"]] = table.scored

@@ -17,7 +17,6 @@ from rankprobe.report.equivalence import MARGIN
 from rankprobe.report.findings import Findings, Measured, find
 from rankprobe.report.lora_config import answered_config
 from rankprobe.report.paper_tables import table_2
-from rankprobe.report.predictions import read_ahead
 
 # Every table and picture that some folder has.
 TABLES = (
@@ -82,7 +81,6 @@ def build_report(
     Runs on different models, rows or settings never meet in a table, but for Table 2, which has a row for each method
     and task: each such comparison gets a folder of its own inside ``out``.
     """
-    read_ahead(run for run in runs if run["status"] == "ok")
     parts = comparisons(runs) or [[]]
     first = next((part for part in parts if any(run["run_id"] == main for run in part)), None)
     if first is None and main is not None:

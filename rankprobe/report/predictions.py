@@ -108,7 +108,7 @@ def _one_digit_classes(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     text = np.frombuffer(content, dtype=np.uint8)[len(_HEADER) :]
     marks = np.flatnonzero((text == ord(",")) | (text == ord("\n")))
     ends = np.flatnonzero(text[marks] == ord("\n"))
-    # A line ends with ``,LABEL,PREDICTION,SCORE``: three commas at the least are in it, and the last three before these.
+    # A line ends with ``,LABEL,PREDICTION,SCORE``: it has three commas or more, and the last three are before these.
     if len(ends) == 0 or np.diff(ends, prepend=-1).min() < 4:
         return None
     first, second, third = (marks[ends - i] for i in (3, 2, 1))

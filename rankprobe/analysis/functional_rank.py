@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 from rankprobe.analysis.bootstrap import Score, accuracy, bootstrap_scores, checked_predictions, percentile_interval
 from rankprobe.analysis.truncation import TruncationPoint
@@ -146,6 +145,8 @@ def functional_rank(
     # All rows gain alike, so that every resample is the same: a bootstrap would claim to know the gain exactly.
     alike = score is accuracy and float(np.ptp(gains)) == 0
     if alike:
+        from scipy.stats import binomtest  # half a second
+
         ci = binomtest(len(labels), len(labels)).proportion_ci(level, method="exact")
         gain_low, gain_high = gain - (1 - ci.low), min(1.0, gain + (1 - ci.low))
         method = f"Clopper-Pearson, all {len(labels)} eval examples gain alike, k in {grid}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from rankprobe.analysis.bootstrap import Score, accuracy, bootstrap_scores, checked_predictions, percentile_interval
@@ -150,6 +149,8 @@ def _interval(
     right = int((predictions[0] == labels).sum())
     if score is accuracy and right in (0, len(labels)):
         # Every resample is the same: a bootstrap would claim to know the accuracy exactly.
+        from scipy.stats import binomtest  # half a second
+
         ci = binomtest(right, len(labels)).proportion_ci(level, method="exact")
         return ci.low, ci.high, f"Clopper-Pearson over {len(labels)} eval examples"
     drawn = bootstrap_scores(labels, predictions, score, n_resamples=n_resamples, seed=seed)[:, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -45,7 +46,7 @@ def check_fit(
     check_padding(config, source)
     model = meta_model(config, problem, num_labels)
     note = unadapted_note(model)
-    seen = set()
+    settings: dict[Setting, Setting] = {}
     for spec in specs:
         if note and spec.method in ("full", "lora"):
             warnings.warn(note, stacklevel=2)
@@ -54,9 +55,11 @@ def check_fit(
         if spec.prefix_length is not None:
             check_prefix(model, spec.prefix_length, spec.max_length)
         setting = Setting(spec.method, spec.targets, spec.r, spec.size, spec.rank_pattern)
-        if setting not in seen:
-            seen.add(setting)
-            count(config, setting, problem=problem, num_labels=num_labels, stored=stored)
+        # Of those that differ in r alone the largest: where it fits, smaller ones do.
+        alike = replace(setting, r=None)
+        settings[alike] = max(settings.get(alike, setting), setting, key=lambda each: each.r or 0)
+    for setting in settings.values():
+        count(config, setting, problem=problem, num_labels=num_labels, stored=stored)
 
 
 def unadapted_note(model: torch.nn.Module) -> str | None:

@@ -159,11 +159,12 @@ def make_pairs(functions: Sequence[DocumentedFunction]) -> dict[str, tuple[Examp
         if len(members) < 2:
             continue
         split = rows[split_of(module)]
+        named = [(function, function.name.encode("utf-8")) for function in members]
         for function in members:
             digest = hashlib.sha256(function.name.encode("utf-8")).digest()
             # The last bit: rows are ordered by the first ones.
             label = digest[-1] & 1
-            source = function if label else _partner(function, members)
+            source = function if label else _partner(function, named)
             split.append((digest, Example(function.name, function.text, source.docstring, label)))
     return {split: tuple(example for _, example in sorted(pairs, key=_digest)) for split, pairs in rows.items()}
 
@@ -178,16 +179,20 @@ def split_of(module: str) -> str:
     return "train" if share < _TRAIN_END else "tuning" if share < _TUNING_END else "eval"
 
 
-def _partner(function: DocumentedFunction, members: Sequence[DocumentedFunction]) -> DocumentedFunction:
-    """The other function of the module that minimises sha256(function + NUL + other)."""
-    start = hashlib.sha256(function.name.encode("utf-8") + b"\0")
-
-    def order(other: DocumentedFunction) -> bytes:
+def _partner(
+    function: DocumentedFunction, named: Sequence[tuple[DocumentedFunction, bytes]]
+) -> DocumentedFunction:
+    """The other function of the module, all given with their names, that minimises sha256(function + NUL + other)."""
+    docstring, start = function.docstring, hashlib.sha256(function.name.encode("utf-8") + b"\0")
+    best, least = None, b"\xff" * 33
+    # Half a million pairs: a key function for min() would be a third of all the time.
+    for other, name in named:
         digest = start.copy()
-        digest.update(other.name.encode("utf-8"))
-        return digest.digest()
-
-    return min((other for other in members if other.docstring != function.docstring), key=order)
+        digest.update(name)
+        found = digest.digest()
+        if found < least and other.docstring != docstring:
+            best, least = other, found
+    return best
 
 
 def _digest(pair: tuple[bytes, Example]) -> bytes:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binom
 
 from rankprobe.errors import UsageError, must
 
@@ -158,6 +157,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
     >>> median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])
     (1.0, 6.0)
     """
+    from scipy.stats import binom  # half a second
+
     ordered = np.sort(np.asarray(values, dtype=float))
     n, tail = len(ordered), (1 - confidence) / 2
     k = int(binom.ppf(tail, n, 0.5)) if n else 0

@@ -25,6 +25,7 @@ from rankprobe.cli.tracking import check_trackers, track_option, track_run
 @o.model_option
 @o.task_options
 @o.training_options
+@o.early_stop_options
 @o.seed_option
 @o.compute_options
 @o.runs_option

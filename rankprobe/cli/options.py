@@ -171,6 +171,17 @@ training_options = apply(
     ),
 )
 
+early_stop_options = apply(
+    click.option(
+        "--patience",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Stop a run after so many epochs without a lower loss on tuning rows, and keep its best epoch.  "
+        "[default: train all epochs]",
+    ),
+    click.option("--tuning-size", type=click.IntRange(min=1), default=None, help="Tuning rows.  [default: all]"),
+)
+
 lora_options = apply(
     click.option(
         "--targets",
@@ -281,5 +292,7 @@ def study_settings(options: dict) -> dict:
         "task": task,
         "train_size": options["train_size"] or 0,
         "eval_size": options["eval_size"] or 0,
+        "patience": options.get("patience") or 0,
+        "tuning_size": options.get("tuning_size") or 0,
         **{name: options[name] for name in same},
     }

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rankprobe.experiment.live import LiveFile
+from rankprobe.experiment.observer import HELD_OUT
 from rankprobe.experiment.outcome import learned_nothing
 
 _PLAIN_EVERY_S = 30.0
@@ -140,9 +141,11 @@ class _Lane:
 
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:
         """A stage of the run moved on."""
-        words = {"train": "", "evaluate": "evaluating ", "svd": "SVD of dW ", "truncate": "truncating dW "}
+        words = {"train": "", HELD_OUT: "held-out rows ", "evaluate": "evaluating ", "svd": "SVD of dW ",
+                 "truncate": "truncating dW "}  # fmt: skip
         count = f"{done:,}/{total:,}" if total else ""
-        self.done = done if name == "train" else self.steps
+        if name != HELD_OUT:
+            self.done = done if name == "train" else self.steps
         self.note = f"{words.get(name, name + ' ')}{count} {note}".strip()
         self._whole._show()
 

@@ -37,6 +37,7 @@ _OF_A_STUDY = (
     "seed",
     "tune",
     "tuning_size",
+    "patience",
     "margin",
 )
 
@@ -79,7 +80,6 @@ _OF_A_STUDY = (
     default=(),
     help="Factors of each configuration's rate, 0.5,1,2: it takes the one of lowest loss on tuning rows.",
 )
-@click.option("--tuning-size", type=click.IntRange(min=1), default=None, help="Tuning rows.  [default: all]")
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -102,6 +102,7 @@ _OF_A_STUDY = (
 @o.model_option
 @o.task_options
 @o.training_options
+@o.early_stop_options
 @o.seed_option
 @o.compute_options
 @o.executor_options
@@ -202,7 +203,6 @@ def _from_options(options: dict, keep_weights: bool) -> Study:
         tuple(dict.fromkeys(configurations)),
         truncate=("full",) if options["full"] and keep_weights else (),
         tune=options["tune"],
-        tuning_size=options["tuning_size"] or 0,
         margin=options["margin"],
         **settings,
     )

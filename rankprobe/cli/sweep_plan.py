@@ -11,7 +11,7 @@ from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.store import read_record
 from rankprobe.experiment.study import Study
 from rankprobe.experiment.sweep import Place, PlannedStudy, plan_study
-from rankprobe.experiment.tuning import choose_rates, tuning_study
+from rankprobe.experiment.tuning import choose_rates, tuned_study, tuning_study
 from rankprobe.tasks.load import needs_files
 from rankprobe.tasks.sources import Progress
 
@@ -104,8 +104,8 @@ def plan_sweep(studies: Sequence[Study], place: Place, *, progress: Progress | N
 
 def _at_default_rates(study: Study) -> Study:
     """The study as if it tuned nothing: each configuration at its own rate, or the middle one of its grid."""
-    configurations = tuple(
+    configurations = [
         replace(c, lr=sorted(c.lr_grid)[len(c.lr_grid) // 2] if c.lr_grid else c.rate, lr_grid=())
         for c in study.configurations
-    )
-    return replace(study, configurations=configurations, tune=(), tuning_size=0)
+    ]
+    return tuned_study(study, configurations)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+# The stage in which a training, under way, is measured on the rows that may stop it.
+HELD_OUT = "held out"
+
 
 class Observer(Protocol):
     """Who is told how a run goes; the command line draws it."""
@@ -18,7 +21,7 @@ class Observer(Protocol):
         """A run starts that will take so many optimiser steps (0 for a measurement on a finished run)."""
 
     def stage(self, name: str, done: int, total: int, note: str = "") -> None:
-        """A stage (``train``, ``evaluate``, ``svd``, ``truncate``) has done so much of its total."""
+        """A stage (``train``, :data:`HELD_OUT`, ``evaluate``, ``svd``, ``truncate``) has done so much of its total."""
 
     def drop(self) -> None:
         """What was under way is lost and will begin again, its steps with it."""

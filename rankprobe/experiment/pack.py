@@ -13,7 +13,7 @@ from rankprobe.experiment.pack_model import PackedRuns, fits, prepare_pack
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.record import attempt, header
 from rankprobe.experiment.redo import place_for
-from rankprobe.experiment.runs import complete, work
+from rankprobe.experiment.runs import complete, held_out_rows, work
 from rankprobe.experiment.spec import training_settings
 from rankprobe.experiment.store import finished, lock
 from rankprobe.methods.lora import unload_lora
@@ -97,7 +97,7 @@ def _execute(
         raise
     except Exception as error:
         return {run.run_id: attempt(run, headers[run.run_id], _raising(error)) for run in left}
-    states = {i: packed.pack.state(i) for i in packed.pack.members}
+    states = {i: packed.pack.state(i) for i, result in enumerate(results) if result.status == "ok"}
     packed.pack.unpack()
     whole = {
         "size": len(trained),
@@ -129,6 +129,7 @@ def _train(runs: Sequence[PlannedRun], left: int, observer: Observer) -> tuple[P
             seeds=[run.spec.seed for run in runs],
             epochs=spec.epochs,
             problem=task.problem,
+            held_out=held_out_rows(runs[0], packed.tokenizer, observer),
             progress=lambda done, total, loss: observer.stage(
                 "train", done * left, total * left, f"mean loss {loss:.3f}, {len(packed.pack.members)} left"
             ),

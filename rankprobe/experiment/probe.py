@@ -39,8 +39,9 @@ class Pace:
     row_s: float
 
     def seconds(self, run: PlannedRun) -> float:
-        """Expected duration of a run, the SVD of its dW left out."""
-        return self.load_s + self.step_s * run.steps + self.row_s * len(run.task.eval)
+        """Expected duration of a run, the SVD of its dW left out; all of its epochs, which it may not need."""
+        evaluated = len(run.task.eval) + run.spec.epochs * len(run.task.held_out)
+        return self.load_s + self.step_s * run.steps + self.row_s * evaluated
 
 
 def measure_pace(run: PlannedRun, *, seed: int = 0) -> Pace:

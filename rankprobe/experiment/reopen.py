@@ -93,7 +93,8 @@ def reopen(
         rule = f"be the model that the run {record['run_id']} started from"
         raise UsageError(must("--model", rule, f"{source.name} with other weights", f"Pass that {spec.model}"))
     task = load_task(task_name(spec.task), data_dir=data_dir, files=files, split=spec.split, progress=progress,
-                     train_size=spec.train_size or None, eval_size=spec.eval_size or None)  # fmt: skip
+                     train_size=spec.train_size or None, eval_size=spec.eval_size or None,
+                     held_out=None if spec.patience is None else spec.tuning_size or 0)  # fmt: skip
     if task.sha256 != record["task"]["sha256"]:
         rule = f"be the rows of the run {record['run_id']}"
         raise UsageError(must("the task's data", rule, f"others under the name {task.name}", "Pass the same files"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -20,7 +21,7 @@ from rankprobe.experiment.models import (
     set_threads,
     snapshot,
 )
-from rankprobe.experiment.observer import Observer, Silent
+from rankprobe.experiment.observer import HELD_OUT, Observer, Silent
 from rankprobe.experiment.planned_run import PlannedRun
 from rankprobe.experiment.record import attempt, header
 from rankprobe.experiment.redo import place_for
@@ -32,10 +33,14 @@ from rankprobe.methods.lora import lora_deltas
 from rankprobe.tasks.metrics import score, truncation_metric
 from rankprobe.tasks.task import Task
 from rankprobe.training.batches import encode
+from rankprobe.training.early_stop import HeldOut
 from rankprobe.training.evaluate import Predictions, predict
 from rankprobe.training.train import HISTORY, TrainResult, train
 from rankprobe.weights.architecture import model_config
 from rankprobe.weights.delta import Delta
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def execute(
@@ -121,10 +126,27 @@ def work(run: PlannedRun, keep_weights: bool, observer: Observer) -> dict:
         epochs=spec.epochs,
         seed=spec.seed,
         problem=task.problem,
+        held_out=held_out_rows(run, prepared.tokenizer, observer),
         progress=lambda done, total, loss: observer.stage("train", done, total, f"loss {loss:.3f}"),
         **training_settings(spec),
     )
     return complete(run, prepared, params, result, keep_weights, observer)
+
+
+def held_out_rows(run: PlannedRun, tokenizer: PreTrainedTokenizerBase, observer: Observer) -> HeldOut | None:
+    """The rows that a run's training is watched by; None where it is not to stop early."""
+    spec, task = run.spec, run.task
+    if spec.patience is None:
+        return None
+    return HeldOut(
+        encode(tokenizer, task.held_out, spec.max_length, problem=task.problem),
+        [e.label for e in task.held_out],
+        tokenizer.pad_token_id,
+        spec.patience,
+        problem=task.problem,
+        dtype=spec.dtype,
+        progress=lambda done, total: observer.stage(HELD_OUT, done, total),
+    )
 
 
 def complete(
@@ -159,6 +181,9 @@ def complete(
         "weights_kept": False,
         "timings": _timings(result),
     }
+    if spec.patience is not None:
+        record["early_stop"] = {"n_rows": len(task.held_out), "best_epoch": result.best_epoch,
+                                "held_out_losses": result.held_out_losses}  # fmt: skip
     if record["status"] == "ok":
         start = time.perf_counter()
         predicted = trained_predictions(run, prepared, observer)

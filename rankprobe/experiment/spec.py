@@ -55,6 +55,11 @@ class RunSpec:
     rank_pattern : RankPattern or None
         r by matrix, where LoRA's differ; ``r`` is then that of the matrices that no key names, and what the learning
         rate is chosen for. ``alpha / r`` is the same for all.
+    patience : int or None
+        Epochs in a row without a lower loss on tuning rows that end the training; None trains all epochs.
+    tuning_size : int or None
+        How many tuning rows that is measured on, 0 for all; None where it is not, or where they are the evaluation rows
+        (``split`` ``tuning``).
     """
 
     model: str
@@ -85,6 +90,8 @@ class RunSpec:
     layers: int | None = None
     d: int | None = None
     rank_pattern: RankPattern | None = None
+    patience: int | None = None
+    tuning_size: int | None = None
 
     @property
     def size(self) -> int | None:

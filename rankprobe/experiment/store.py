@@ -43,8 +43,8 @@ def run_id(
     content = asdict(spec)
     for label in ("model", "task"):
         content.pop(label)
-    # Methods came one after the other: a run that has no such size keeps the id that it had before there were any.
-    later = (*SIZES, "rank_pattern")
+    # Methods and settings came one after the other: a run that has none of them keeps the id that it had before.
+    later = (*SIZES, "rank_pattern", "patience", "tuning_size")
     content = {key: value for key, value in content.items() if key not in later or value is not None}
     content |= {"model_sha256": model_sha256, "tokenizer_sha256": tokenizer_sha256, "task_sha256": task_sha256,
                 "semantics": 1 if architecture in _AS_IN_1 else SEMANTICS}

@@ -22,7 +22,8 @@ class Study:
 
     ``tune`` holds factors of each configuration's rate: the grid that its own rate is chosen from, by the lowest loss
     on the ``tuning`` rows (``tuning_size`` of them, 0 for all), with the same budget for each. Empty tunes nothing.
-    ``margin`` is what an r may differ by from full fine-tuning to be as good: 0.02 for two points.
+    ``margin`` is what an r may differ by from full fine-tuning to be as good: 0.02 for two points. ``patience`` ends a
+    run after so many epochs without a lower loss on the same tuning rows, and keeps its best epoch; 0 ends none early.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Study:
     tune: tuple[float, ...] = ()
     tuning_size: int = 0
     margin: float = 0.02
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -55,6 +57,7 @@ class Study:
             ("eval_size", 0),
             ("tuning_size", 0),
             ("seed", 0),
+            ("patience", 0),
         ):
             if getattr(self, name) < least:
                 raise UsageError(must(name, f"be at least {least}", getattr(self, name), f"Raise {name}"))
@@ -148,6 +151,8 @@ class Study:
                             device,
                             threads,
                             **{name: getattr(c, name) for name in (*SIZES, "rank_pattern")},
+                            patience=self.patience or None,
+                            tuning_size=self.tuning_size if self.patience and self.split == "eval" else None,
                         )
                     )
         return list(dict.fromkeys(specs))

@@ -150,7 +150,8 @@ def plan_study(study: Study, place: Place, *, progress: Progress | None = None) 
     """
     source = find_model(study.model)
     task = load_task(study.task, data_dir=place.data_dir, files=place.files, split=study.split,
-                     train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress)
+                     train_size=study.train_size or None, eval_size=study.eval_size or None, progress=progress,
+                     held_out=study.tuning_size if study.patience else None)  # fmt: skip
     specs = study.specs(dtype=place.dtype, device=place.device, threads=place.threads)
     check_fit(specs, source, problem=task.problem, num_labels=max(1, len(task.labels)))
     # Of the evaluation split alone: a sweep that tunes its rates plans each study for both.

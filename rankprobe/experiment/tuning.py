@@ -80,7 +80,14 @@ def choose_rates(study: Study, records: Sequence[dict]) -> Study:
                                  "Give lower rates: lr_grid"))  # fmt: skip
         best = min(ended, key=lambda record: (record["metrics"]["loss"], record["spec"]["lr"]))
         chosen.append(replace(configuration, lr=best["spec"]["lr"], lr_grid=()))
-    return replace(study, configurations=tuple(chosen), tune=(), tuning_size=0)
+    return tuned_study(study, chosen)
+
+
+def tuned_study(study: Study, configurations: Sequence[Configuration]) -> Study:
+    """The study with the configurations that have their rates, and nothing left to tune."""
+    # The tuning rows may be wanted still, to stop runs by.
+    size = study.tuning_size if study.patience else 0
+    return replace(study, configurations=tuple(configurations), tune=(), tuning_size=size)
 
 
 def tuning_table(records: Sequence[dict]) -> pd.DataFrame:

@@ -115,6 +115,7 @@ class Pack:
     def __init__(self, model: nn.Module, states: Sequence[LoneState]) -> None:
         _check(states)
         self.model, self.members, self._states = model, list(range(len(states))), list(states)
+        self._remembered: dict[int, LoneState] = {}
         values = _padded(states)
         # Stable: columns of one kind keep the model's order.
         order = sorted(values, key=lambda key: values[key][0].dim() == 1)
@@ -157,14 +158,21 @@ class Pack:
                 layer.scalings = [scaling[list(places)] for scaling in layer.scalings]
         self._bind()
 
+    def remember(self, member: int) -> None:
+        """Make what a member has now its state for good, whatever it is trained to, or taken out, after."""
+        self._remembered.pop(member, None)
+        self._remembered[member] = self.state(member)
+
     def state(self, member: int) -> LoneState:
-        """What a member has now, without its padding: a copy.
+        """What a member has now, or had when it was remembered, without its padding: a copy, or what is remembered.
 
         Raises
         ------
         KeyError
-            If the member was taken out.
+            If the member was taken out and is not remembered.
         """
+        if member in self._remembered:
+            return self._remembered[member]
         if member not in self.members:
             raise KeyError(member)
         place, start = self.members.index(member), self._states[member]

@@ -9,6 +9,7 @@ import pandas as pd
 from rankprobe.report import numbers as say
 from rankprobe.report.cells import Cell, Table
 from rankprobe.report.comparison import configurations, full_reference, main_metric
+from rankprobe.report.early_stop import early_stop_words
 from rankprobe.report.findings import Findings
 from rankprobe.report.table1 import VARIANT_NAMES
 from rankprobe.report.tables import chosen_among
@@ -261,6 +262,7 @@ def provenance_cells(findings: Findings, settings: dict) -> Table:
                 f"{spec['epochs']} epochs, batch {spec['batch_size']}, at most {spec['max_length']} tokens, AdamW, "
                 f"warmup {spec['warmup_ratio']:g}, weight decay {spec['weight_decay']:g}, {spec['dtype']}",
             ),
+            ("early stop", early_stop_words(findings.runs)),
             (
                 "device",
                 ", ".join(

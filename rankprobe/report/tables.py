@@ -16,6 +16,7 @@ from rankprobe.report.comparison import (
     one_comparison,
     paired_runs,
 )
+from rankprobe.report.early_stop import EARLY_STOP, early_stop_columns
 from rankprobe.report.merged import whole_numbers
 from rankprobe.report.numbers import size_of, targets_name
 from rankprobe.tasks.metrics import LOWER_IS_BETTER
@@ -90,7 +91,7 @@ def runs_table(runs: list[dict]) -> pd.DataFrame:
                 "run_id": run["run_id"],
                 "status": run["status"],
                 "error": run.get("error"),
-                **{key: value for key, value in spec.items() if key != "rank_pattern"},
+                **{key: value for key, value in spec.items() if key not in ("rank_pattern", *EARLY_STOP)},
                 "targets": targets_name(spec),
                 "eval_sha256": run["task"]["eval_sha256"],
                 "n_train": run["task"]["n_train"],
@@ -105,13 +106,15 @@ def runs_table(runs: list[dict]) -> pd.DataFrame:
                     key: times.get(key)
                     for key in ("train_time_s", "eval_time_s", "steps", "tokens_per_s", "peak_memory_bytes")
                 },
+                **early_stop_columns(run),
                 "commit": (run.get("git") or {}).get("commit"),
                 "dirty": (run.get("git") or {}).get("dirty"),
             }
         )
     return whole_numbers(
-        pd.DataFrame(rows), "r", *SIZES, "steps", "total_params", "trainable_params", "head_params", "peak_memory_bytes"
-    )
+        pd.DataFrame(rows), "r", *SIZES, "steps", "total_params", "trainable_params", "head_params",
+        "peak_memory_bytes", "patience", "n_tuning", "epochs_trained", "best_epoch",
+    )  # fmt: skip
 
 
 def methods_table(runs: list[dict], latency: pd.DataFrame | None = None) -> pd.DataFrame:

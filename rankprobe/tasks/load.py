@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,6 +59,7 @@ def load_task(
     eval_size: int | None = None,
     split: str = "eval",
     files: FileSpec | None = None,
+    held_out: int | None = None,
     progress: Progress | None = None,
 ) -> Task:
     """Load a task's rows.
@@ -76,6 +78,9 @@ def load_task(
         the evaluation rows nor the training rows returned with them.
     files : FileSpec, optional
         For the task ``files``.
+    held_out : int, optional
+        With so many tuning rows (0 for all) as ``held_out``, to stop trainings by; where ``split`` is ``tuning`` they
+        are the evaluation rows. The training rows are then without them, as for ``tuning``.
     progress : callable, optional
         As for :func:`rankprobe.tasks.docstrings.docmatch`.
 
@@ -92,6 +97,15 @@ def load_task(
     """
     if split not in ("eval", "tuning"):
         raise UsageError(must("split", "be eval or tuning", repr(split), "Pass one of the two"))
+    if held_out is not None:
+        same = {"data_dir": data_dir, "train_size": train_size, "files": files, "progress": progress}
+        if split == "tuning":
+            tuning = load_task(name, split=split, eval_size=eval_size, **same)
+            return replace(tuning, held_out=tuning.eval)
+        tuning = load_task(name, split="tuning", eval_size=held_out or None, **same)
+        task = load_task(name, split=split, eval_size=eval_size, **same)
+        sha256 = combined_sha256(tuning.sha256, task.eval_sha256)
+        return replace(task, train=tuning.train, held_out=tuning.eval, sha256=sha256)
     _check_source(name, data_dir, files)
     made = _three_splits(name, data_dir, progress)
     if made is not None:

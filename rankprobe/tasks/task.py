@@ -51,6 +51,8 @@ class Task:
         Of the rows used, both splits: two runs are compared only where it is the same for ``eval_sha256``.
     eval_sha256 : str
         Of the evaluation rows alone.
+    held_out : tuple of Example
+        Tuning rows that may stop a training early, none of them in ``train``; empty where none are asked for.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task:
     metrics: tuple[str, ...]
     sha256: str
     eval_sha256: str
+    held_out: tuple[Example, ...] = ()
 
     @property
     def problem(self) -> str:

@@ -1,7 +1,7 @@
 """The training loop for a pack: LoRA runs that share a frozen base, each as :func:`rankprobe.training.train.train`.
 
 A step puts one batch of every member through the base at once. Members keep their own order of batches, rate, loss,
-gradient norm and end; one that diverges is taken out, and the others go on as if it had not been there.
+gradient norm and end; one that diverges or stops early is taken out, and the others go on as if it had not been there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rankprobe.methods.packed_lora import Pack
 from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, REGRESSION
 from rankprobe.training.batches import TARGETS, RowTable, epoch_batches
 from rankprobe.training.divergence import Watch
+from rankprobe.training.early_stop import EarlyStop, HeldOut
 from rankprobe.training.loss import member_losses_of
 from rankprobe.training.memory import peak_bytes, reset_peak
 from rankprobe.training.packed_adamw import PackedAdamW
@@ -39,6 +40,7 @@ def train_packed(
     clip_norm: float = 1.0,
     dtype: str = "float32",
     problem: str = CLASSIFICATION,
+    held_out: HeldOut | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[TrainResult]:
     """Train all members of a pack, in place.
@@ -55,6 +57,9 @@ def train_packed(
         Of each member's order of batches.
     epochs, batch_size, warmup_ratio, weight_decay, clip_norm, dtype, problem
         As for ``train``, of all members; a batch of each goes through at a time.
+    held_out : HeldOut, optional
+        As for ``train``; each member stops when its own loss has not fallen, and leaves the pack, which remembers what
+        it had at its best epoch.
     progress : callable, optional
         Called after each step with (steps done, total, mean loss of the members still in).
 
@@ -83,6 +88,7 @@ def train_packed(
     truth = torch.as_tensor(list(labels), dtype=torch.float32 if problem == REGRESSION else torch.long).to(device)
     results = [TrainResult() for _ in seeds]
     watches = [Watch(total, problem) for _ in seeds]
+    stops = [EarlyStop(held_out.patience) if held_out else None for _ in seeds]
     pack.model.train()
     reset_peak(device.type)
     step, mark = 0, time.perf_counter()
@@ -116,15 +122,37 @@ def train_packed(
                     lost = watch.follow(value, step, out.shape[-1])
                 if lost:
                     result.status, result.error = "diverged", lost
-            kept = [place for place, member in enumerate(members) if results[member].status == "ok"]
-            if len(kept) < len(members):
-                pack.keep(kept)
-                optimizer.keep(kept)
-            if not kept:
+            if not _keep(pack, optimizer, [results[member].status == "ok" for member in members]):
                 return _with_peak(results, device)
             if progress:
-                progress(step, total, sum(watches[member].smoothed for member in pack.members) / len(kept))
+                progress(step, total, sum(watches[member].smoothed for member in pack.members) / len(pack.members))
+        if held_out is not None:
+            members = pack.members
+            for member, loss in zip(members, held_out.member_losses(pack), strict=True):
+                result, stop = results[member], stops[member]
+                if stop.follow(loss):
+                    pack.remember(member)
+                result.held_out_losses, result.best_epoch = stop.losses, stop.best
+                if lost := stop.lost():
+                    result.status, result.error = "diverged", lost
+            pack.model.train()
+            now = time.perf_counter()
+            for member in members:
+                results[member].train_time_s += (now - mark) / len(members)
+            mark = now
+            go_on = [results[member].status == "ok" and not stops[member].over for member in members]
+            if not _keep(pack, optimizer, go_on):
+                break
     return _with_peak(results, device)
+
+
+def _keep(pack: Pack, optimizer: PackedAdamW, stay: Sequence[bool]) -> int:
+    """Take out the members that do not stay; how many are left."""
+    kept = [place for place, stays in enumerate(stay) if stays]
+    if len(kept) < len(stay):
+        pack.keep(kept)
+        optimizer.keep(kept)
+    return len(kept)
 
 
 def _level(batches: Sequence[Sequence[int]]) -> tuple[list[int], Tensor]:

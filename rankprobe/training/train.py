@@ -14,6 +14,7 @@ from rankprobe.errors import UsageError, must
 from rankprobe.tasks.task import CLASSIFICATION, LANGUAGE_MODELLING, REGRESSION
 from rankprobe.training.batches import TARGETS, collate, epoch_batches
 from rankprobe.training.divergence import Watch
+from rankprobe.training.early_stop import EarlyStop, HeldOut
 from rankprobe.training.loss import loss_of
 from rankprobe.training.memory import peak_bytes, reset_peak
 from rankprobe.training.precision import autocast
@@ -38,6 +39,10 @@ class TrainResult:
     tokens : int
         Without padding.
     peak_memory_bytes : int
+    held_out_losses : list of float
+        After each epoch, where the training was watched by held-out rows.
+    best_epoch : int or None
+        From 1: the one of the lowest of them, whose weights were kept.
     """
 
     status: str = "ok"
@@ -46,6 +51,8 @@ class TrainResult:
     train_time_s: float = 0.0
     tokens: int = 0
     peak_memory_bytes: int = 0
+    held_out_losses: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
 
 
 def total_steps(rows: int, batch_size: int, epochs: int) -> int:
@@ -92,6 +99,7 @@ def train(
     clip_norm: float = 1.0,
     dtype: str = "float32",
     problem: str = CLASSIFICATION,
+    held_out: HeldOut | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> TrainResult:
     """Train what requires a gradient, in place.
@@ -117,14 +125,17 @@ def train(
         ``"float32"``, or ``"bfloat16"`` for autocast.
     problem : str
         A task's; it decides the loss, as :func:`rankprobe.training.loss.loss_of` has it.
+    held_out : HeldOut, optional
+        Stop once the loss on these rows has not fallen for its ``patience`` epochs, and end with the weights of the
+        epoch of the lowest. The learning rate comes down as if all epochs were to be trained.
     progress : callable, optional
         Called after each step with (steps done, total, loss).
 
     Returns
     -------
     TrainResult
-        With status ``diverged`` where the loss or the gradient was not finite, or the loss grew to 5 times its start;
-        training stops there.
+        With status ``diverged`` where the loss (also that on held-out rows) or the gradient was not finite, or the
+        loss grew to 5 times its start; training stops there, with the weights as they then are.
     """
     if not rows:
         raise UsageError(must("training rows", "be at least one", 0, "Raise --train-size"))
@@ -136,6 +147,7 @@ def train(
     batch_loss = loss_of(problem)
     truth = torch.as_tensor(list(labels), dtype=torch.float32 if problem == REGRESSION else torch.long)
     result = TrainResult()
+    stop, best = EarlyStop(held_out.patience) if held_out else None, []
     torch.manual_seed(seed)
     model.train()
     reset_peak(device.type)
@@ -167,6 +179,18 @@ def train(
                 return _finish(result, start, device, lost)
             if progress:
                 progress(step, total, watch.smoothed)
+        if held_out is not None:
+            if stop.follow(held_out.loss(model)):
+                best = [p.detach().to("cpu", copy=True) for p in trainable]  # not beside the model on a GPU
+            model.train()
+            result.held_out_losses, result.best_epoch = stop.losses, stop.best
+            if lost := stop.lost():
+                return _finish(result, start, device, lost)
+            if stop.over:
+                break
+    with torch.no_grad():
+        for parameter, value in zip(trainable, best, strict=bool(best)):
+            parameter.copy_(value)
     return _finish(result, start, device, None)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rankprobe.cli.show import best_epoch
 from rankprobe.experiment.live import LiveFile
 from rankprobe.experiment.observer import HELD_OUT
 from rankprobe.experiment.outcome import learned_nothing
@@ -185,6 +186,7 @@ def say_record(observer: TerminalObserver, record: dict, *, again: bool) -> None
         line = "functional rank measured"
     elif record["status"] == "ok":
         line = f"{metric} {record['metrics'][metric]:.4f}, {record['timings']['train_time_s']:.0f} s of training"
+        line += f", {ended}" if (ended := best_epoch(record)) else ""
         if learned_nothing(record):
             line += f"; not shown to be better than the commonest class ({record['task']['majority']:.4f})"
     else:

@@ -64,10 +64,18 @@ def run_summary(record: dict, folder: Path) -> None:
             f"  {timings['steps']:,} steps in {timings['train_time_s']:.1f} s, "
             f"{timings['tokens_per_s']:,.0f} tokens/s, {memory}{packed}"
         )
+        if ended := best_epoch(record):
+            lines.append(f"  {ended}, by the loss on {record['early_stop']['n_rows']:,} tuning rows")
     lines.append(f"  {folder}")
     console = Console()
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def best_epoch(record: dict) -> str:
+    """``best epoch 4 of 5``, where tuning rows may stop the run; else empty."""
+    found = record.get("early_stop") or {}
+    return f"best epoch {found['best_epoch']} of {len(found['held_out_losses'])}" if found.get("best_epoch") else ""
 
 
 def problem(record: dict, folder: Path) -> str:

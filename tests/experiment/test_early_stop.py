@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from rankprobe.cli.main import main
+from rankprobe.cli.show import run_summary
 from rankprobe.errors import UsageError
 from rankprobe.experiment.configuration import Configuration
 from rankprobe.experiment.models import load_trained
@@ -183,10 +184,16 @@ def test_from_the_command_line(base, files, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 0
-    assert "patience = 1\n" in (said := capsys.readouterr().out) and "tuning_size = 5\n" in said
+    printed = capsys.readouterr()
+    assert "patience = 1\n" in printed.out and "tuning_size = 5\n" in printed.out
     (path,) = (tmp_path / "store").glob("lora-*/run.json")
     record = json.loads(path.read_text())
     assert record["early_stop"]["n_rows"] == 5 and record["spec"]["tuning_size"] == 5
+    stopped = record["early_stop"]
+    ended = f"best epoch {stopped['best_epoch']} of {len(stopped['held_out_losses'])}"
+    assert f" s of training, {ended}" in printed.err + printed.out
+    run_summary(record, path.parent)
+    assert f"  {ended}, by the loss on 5 tuning rows\n" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.md").read_text()
     assert "| early stop | a run ends after an epoch without a lower loss on 5 tuning rows" in page
     assert find_model(base).sha256 == record["model"]["sha256"]

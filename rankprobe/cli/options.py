@@ -274,7 +274,17 @@ def place(options: dict):
 
 
 def study_settings(options: dict) -> dict:
-    """The fields of a Study that the task and training options set."""
+    """The fields of a Study that the task, training and early-stop options set.
+
+    Raises
+    ------
+    UsageError
+        If tuning rows are counted that nothing uses.
+    """
+    if options.get("tuning_size") and not (options.get("patience") or options.get("tune")):
+        tunes = "--tune or --patience" if "tune" in options else "--patience"
+        got, next_step = f"{options['tuning_size']} alone", f"Pass {tunes}, or leave it out"
+        raise UsageError(must("--tuning-size", f"be given with {tunes}, which use tuning rows", got, next_step))
     # Own files name their task; one that was typed is left to load_task, which refuses the two together.
     task = options["task"] if options["train_file"] is None or given("task") else "files"
     same = (

@@ -176,6 +176,15 @@ def test_tables_and_page_say_when_runs_ended(base, place):
         assert column not in runs_table([{k: v for k, v in plain.items() if k != "early_stop"}])
 
 
+@pytest.mark.parametrize(("command", "tunes"), [("sweep", "--tune or --patience"), ("finetune", "--patience")])
+def test_tuning_rows_that_nothing_uses_are_refused(command, tunes, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--tuning-size", "50"])
+    rule, next_step = f"must be given with {tunes}, which use tuning rows", f"Pass {tunes}, or leave it out"
+    assert end.value.code == 2
+    assert f"--tuning-size {rule}. Got 50 alone. {next_step}" in capsys.readouterr().err
+
+
 def test_from_the_command_line(base, files, tmp_path, capsys):
     words = ["sweep", "--r", "1", "--no-full", "--no-head", "--lr", "3e-2", "--epochs", "8", "--batch-size", "8",
              "--max-length", "16", "--patience", "1", "--tuning-size", "5", "--model", str(base), "--train",

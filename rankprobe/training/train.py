@@ -188,9 +188,10 @@ def train(
                 return _finish(result, start, device, lost)
             if stop.over:
                 break
-    with torch.no_grad():
-        for parameter, value in zip(trainable, best, strict=bool(best)):
-            parameter.copy_(value)
+    if best:
+        with torch.no_grad():
+            for parameter, value in zip(trainable, best, strict=True):
+                parameter.copy_(value)
     return _finish(result, start, device, None)
 
 
